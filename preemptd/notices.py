@@ -1,0 +1,56 @@
+"""A platform's announcement that it will take the machine or the job away."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+
+class Kind(str, Enum):
+    """What the platform will do; the words are the platforms' own."""
+
+    PREEMPT = "preempt"
+    TERMINATE = "terminate"
+    STOP = "stop"
+    HIBERNATE = "hibernate"
+    MAINTENANCE = "maintenance"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Level(str, Enum):
+    """ACT: tell the processes now. ADVISE: write it down, touch nothing."""
+
+    ACT = "act"
+    ADVISE = "advise"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One announcement, as one watch saw it."""
+
+    provider: str
+    """Name of the provider, as ``--provider`` takes it."""
+    event_id: str
+    """The same text for the same event at each look: no time in it, for EC2's `time` may move between two answers."""
+    kind: Kind
+    level: Level
+    source: str
+    """Where it was read, for people: ``spot/instance-action``."""
+    observed: float
+    """time.monotonic() when the answer came."""
+    remaining: float | None = None
+    """Seconds left at *observed*, by the platform's own clock; may be negative. None: the source does not say."""
+    act_within: float | None = None
+    """With ADVISE and a date: becomes ACT when this many seconds are left (``--lead``). None: stays as it is."""
+    final: bool = False
+    """True: the machine is going now (EC2 hibernate): tell at once, plan no further step."""
+    deadline: datetime | None = None
+    """The platform's own aware UTC time, for logs only: waiting is done on the monotonic clock."""
+    already_sent: frozenset[int] = frozenset()
+    """Signals that the platform itself has already sent to the processes: never repeated."""
+    detail: str = ""
+    """The answer's text, at most 4 KiB."""

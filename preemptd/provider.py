@@ -1,0 +1,182 @@
+"""The plug-in API: what a platform's provider offers to the daemon (docs/write-a-provider.md)."""
+
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from preemptd.errors import ProviderError
+from preemptd.model import Outcome
+from preemptd.notices import Kind, Level, Notice
+
+__all__ = [
+    "Detection",
+    "Found",
+    "Kind",
+    "Level",
+    "Machine",
+    "Notice",
+    "Observation",
+    "Options",
+    "Outcome",
+    "Provider",
+    "State",
+    "Surroundings",
+    "Watch",
+]
+
+
+class Options(BaseModel):
+    """Base of a provider's own options: the table ``[providers.NAME]`` of the configuration file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class State(Enum):
+    """CLEAR: the platform says there is nothing. NOTICE: it announces something. UNKNOWN: nobody knows."""
+
+    CLEAR = "clear"
+    NOTICE = "notice"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one look at one key, file or signal found."""
+
+    state: State
+    notice: Notice | None = None
+    error: ProviderError | None = None
+    retry_after: float | None = None
+    """Seconds that the server asked us to wait; None: it did not."""
+
+    @classmethod
+    def clear(cls) -> "Observation":
+        """Only for a documented negative: FALSE, NONE, 404 on a signal path of a server that answered 200 elsewhere."""
+        return cls(State.CLEAR)
+
+    @classmethod
+    def of(cls, notice: Notice) -> "Observation":
+        """Only for an answer that was validated."""
+        return cls(State.NOTICE, notice=notice)
+
+    @classmethod
+    def unknown(cls, why: str, retry_after: float | None = None) -> "Observation":
+        """Everything else; *why* is for people: what was asked and what came back."""
+        return cls(State.UNKNOWN, error=ProviderError(why), retry_after=retry_after)
+
+
+class Found(Enum):
+    """How a provider knows that it is at home here; the order is the order of trust (environment before DMI)."""
+
+    ENVIRONMENT = "environment"
+    MACHINE = "machine"
+    PROBE = "probe"
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A provider's word that this is its platform."""
+
+    found: Found
+    why: str
+    """For people: ``DMI sys_vendor is Amazon EC2``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What may be looked at without network or privilege: the environment and the world-readable DMI strings."""
+
+    environ: Mapping[str, str]
+    dmi: Mapping[str, str] = field(default_factory=dict)
+    """File name below /sys/class/dmi/id to its stripped content; empty on machines without DMI (Firecracker)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a provider may know of the job it works for."""
+
+    environ: Mapping[str, str]
+    job_id: str | None = None
+    attempt: int = 0
+    """How often this job was started before (SLURM_RESTART_COUNT); 0 for the first time."""
+    started: float = 0.0
+    """time.time() when this job was started: a signal file that is older is not for us."""
+    grace: float | None = None
+    """``--grace`` in seconds, for sources that name no deadline; None: the source's own default."""
+    lead: float = 120.0
+    """``--lead``: a dated maintenance is acted on when this many seconds are left."""
+
+
+class Watch(ABC):
+    """One key, file or signal. The daemon gives it a thread of its own and calls `observe` again and again."""
+
+    name: str
+    """``ec2:spot/instance-action``: unique, for logs and journal."""
+    interval: float = 1.0
+    """Seconds from one observation to the next; ignored after an `observe` that waited at the server (see `waits`)."""
+    notice_period: float = 30.0
+    """Seconds between notice and end at the least: after errors the pause never exceeds a sixth of it."""
+    waits: bool = False
+    """True while `observe` itself waits at the server for a change (a hanging GET); may change from call to call."""
+
+    @abstractmethod
+    def observe(self) -> Observation:
+        """Look once. Anything that a server can do wrong is an UNKNOWN, not an exception."""
+
+    def close(self) -> None:
+        """Make an `observe` that is under way in another thread return soon. Called once, at the end."""
+
+
+class Provider(ABC):
+    """One platform. Constructed before the command starts: no network, no thread, no blocking here."""
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[Options]] = Options
+    stands_down_for: ClassVar[frozenset[str]] = frozenset()
+    """Names of providers that do this one's work where they run (`file` stands down where `slurm` runs)."""
+    opt_in: ClassVar[bool] = False
+    """True: only ever used when named with ``--provider``."""
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        self.surroundings = surroundings
+
+    @classmethod
+    def detect(cls, machine: Machine) -> Detection | None:
+        """Say whether this is the platform, from environment and DMI alone; None: cannot tell."""
+        return None
+
+    def prepare(self) -> None:
+        """Import what looking needs, before the command starts: then the first look is as quick as the server."""
+
+    def probe(self) -> Detection | None:
+        """Ask the network whether this is the platform; must return within a second. None: no, or cannot tell."""
+        return None
+
+    def watches(self) -> Sequence[Watch]:
+        return ()
+
+    def signals(self) -> frozenset[signal.Signals]:
+        """Signals to the daemon itself that this provider wants to hear; each goes to `on_signal`."""
+        return frozenset()
+
+    def on_signal(self, signum: signal.Signals) -> Observation:
+        """Judge a signal of `signals`. A NOTICE makes it a preemption; anything else leaves it an ordinary signal."""
+        return Observation.clear()
+
+    def child_started(self, pid: int) -> None:
+        """Hear that the command runs now, as *pid*. Must not block."""
+
+    def settle(self, outcome: Outcome, budget: float) -> None:
+        """After the end of the command: do within *budget* seconds what must not be left undone (a requeue)."""
+
+    def describe(self) -> str:
+        """Say for people, in a few words, where it looks: ``http://169.254.169.254, IMDSv2``."""
+        return ""
+
+    def close(self) -> None:
+        """Let go of what the constructor took. Watches are closed before."""
