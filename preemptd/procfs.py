@@ -1,0 +1,293 @@
+"""Snapshots of /proc, and signals that reach exactly the process that was seen there."""
+
+import os
+import re
+import signal
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import NamedTuple
+
+from preemptd.model import Process, ProcessId
+
+_GONE_STATES = frozenset("ZXx")
+_MASKS = re.compile(rb"^SigBlk:\s*([0-9a-f]+)\nSigIgn:\s*([0-9a-f]+)\nSigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
+_HIDDEN = (b"0",) * 5
+_SEGV = 1 << (signal.SIGSEGV - 1)
+
+
+class Sent(Enum):
+    """What became of a signal."""
+
+    SENT = "sent"
+    GONE = "gone"
+    """The process has ended, is a zombie, or its pid now belongs to another one."""
+    NOT_CAUGHT = "not caught"
+    """It neither catches nor blocks the signal at this moment: nothing was sent."""
+    DENIED = "denied"
+    """The kernel does not let us: the process belongs to another user."""
+
+
+class _Stat(NamedTuple):
+    pid: int
+    comm: str
+    state: str
+    ppid: int
+    pgid: int
+    threads: int
+    start: int
+    layout: tuple[bytes, ...]
+    """Where its stack, arguments and environment lie: another one after each exec. Zeros: it may not be read."""
+
+
+class _Masks(NamedTuple):
+    blocked: int = 0
+    ignored: int = 0
+    caught: int = 0
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is read once of a process, as long as it runs the same program."""
+
+    layout: tuple[bytes, ...]
+    exe: str
+    cmdline: tuple[str, ...]
+    masks: _Masks | None = None
+
+
+class Tree:
+    """The processes below *root*, seen again and again. For one thread at a time.
+
+    *root* should be the process that orphans of the tree are given to (PR_SET_CHILD_SUBREAPER): who double-forks is
+    then still found. *include_root* puts *root* itself into the snapshots. *group*: a process group whose members
+    and their descendants belong to the tree as well, wherever they hang.
+    """
+
+    def __init__(self, root: int, include_root: bool, group: int | None = None) -> None:
+        self._root = root
+        self._include_root = include_root
+        self._group = group
+        self._known: dict[ProcessId, _Known] = {}
+        # Absent without CONFIG_PROC_CHILDREN.
+        self._walks = group is None and os.path.exists("/proc/thread-self/children")
+
+    def snapshot(self, unread: Container[ProcessId] = ()) -> tuple[Process, ...]:
+        """Look at every process of the tree, zombies included.
+
+        For those in *unread* the signal masks are the ones that were read last: they cost most of the time.
+        """
+        stats = _walk(self._root) if self._walks else _scan(self._root, self._group)
+        known: dict[ProcessId, _Known] = {}
+        processes = []
+        for stat in stats:
+            if stat.pid != self._root or self._include_root:
+                process = ProcessId(stat.pid, stat.start)
+                known[process] = self._look(process, stat, process in unread)
+                processes.append(_process(stat, known[process]))
+        self._known = known
+        return tuple(processes)
+
+    def _look(self, process: ProcessId, stat: _Stat, unread: bool) -> _Known:
+        known = self._known.get(process)
+        # The same exe is no proof of the same program: python that execs python keeps pid, start and exe.
+        if known is None or known.layout != stat.layout or stat.layout == _HIDDEN:
+            masks = known.masks if known else None
+            known = _Known(stat.layout, _exe(stat.pid), _cmdline(stat.pid), masks)
+        if stat.state in _GONE_STATES:
+            known.masks = _Masks()
+        elif known.masks is None or not unread:
+            known.masks = _masks(stat.pid)
+        return known
+
+
+def process_id(pid: int) -> ProcessId | None:
+    """Identify the process that has *pid* now; None if there is none, or only a zombie."""
+    stat = _stat(pid)
+    return None if stat is None or stat.state in _GONE_STATES else ProcessId(pid, stat.start)
+
+
+def send(process: ProcessId, signum: int, only_if_caught: bool = True) -> Sent:
+    """Send *signum* to *process* and to no other that got its pid since.
+
+    The descriptor is opened first and the rest is looked at afterwards, so what was looked at is what is signalled.
+    With *only_if_caught* a process that would take the default action, or ignores the signal, is left alone.
+    """
+    try:
+        with _grip(process.pid) as kill:
+            if process_id(process.pid) != process:
+                return Sent.GONE
+            if only_if_caught:
+                masks = _masks(process.pid)
+                if not (masks.caught | masks.blocked) >> (signum - 1) & 1:
+                    return Sent.NOT_CAUGHT
+            kill(signum)
+    except ProcessLookupError:
+        return Sent.GONE
+    except PermissionError:
+        return Sent.DENIED
+    return Sent.SENT
+
+
+def environ(pid: int) -> Mapping[str, str]:
+    """Return the environment that *pid* was started with, not what it changed since; empty if it may not be read."""
+    pairs = (item.partition("=") for item in _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0"))
+    return {name: value for name, equals, value in pairs if equals}
+
+
+def machine_life() -> str:
+    """Name the stretch of time in which (pid, start time) means one process: this boot, this pid namespace.
+
+    The boot id is the same in every container of a machine, and the namespace's inode comes again in the next
+    container: only the start time of its first process differs then. Parts that may not be read (ProcSubset=pid,
+    hidepid) are a dash.
+    """
+    boot = _read("/proc/sys/kernel/random/boot_id").decode().strip() or "-"
+    try:
+        namespace = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        namespace = "-"
+    first = _stat(1)
+    return f"{boot}:{namespace}:{first.start if first else '-'}"
+
+
+@contextmanager
+def _grip(pid: int) -> Iterator[Callable[[int], None]]:
+    """Take hold of *pid* by a pidfd and yield what sends a signal through it.
+
+    Kernels before 5.3, some seccomp profiles (ENOSYS, or EPERM) and Pythons that were built with old headers (no
+    such function) have no pidfd: os.kill() then, a moment after the same checks.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        raise
+    except (OSError, AttributeError):
+        yield partial(os.kill, pid)
+        return
+    try:
+        yield partial(_kill, fd, pid)
+    finally:
+        os.close(fd)
+
+
+def _kill(fd: int, pid: int, signum: int) -> None:
+    try:
+        signal.pidfd_send_signal(fd, signum)
+    except ProcessLookupError:
+        raise
+    except (OSError, AttributeError):
+        os.kill(pid, signum)
+
+
+def _walk(root: int) -> list[_Stat]:
+    """Go down from *root* by task/*/children, then look once more at its direct children.
+
+    A process whose parent dies meanwhile is missed by the first look and found by the second one.
+    """
+    top = _stat(root)
+    stats = [] if top is None else [top]
+    seen = {root}
+    for _ in range(2):
+        pids = [pid for pid in (_children(top) if top else []) if pid not in seen]
+        while pids:
+            pid = pids.pop()
+            stat = None if pid in seen else _stat(pid)
+            if stat is not None:
+                seen.add(pid)
+                stats.append(stat)
+                pids += _children(stat)
+    return stats
+
+
+def _scan(root: int, group: int | None) -> list[_Stat]:
+    """Find the same by reading every process of the machine, and the members of *group* too."""
+    children: dict[int, list[_Stat]] = {}
+    found: list[_Stat] = []
+    for name in os.listdir("/proc"):
+        stat = _stat(int(name)) if name.isdecimal() else None
+        if stat is not None:
+            children.setdefault(stat.ppid, []).append(stat)
+            if stat.pid == root or (group is not None and stat.pgid == group):
+                found.append(stat)
+    seen = {stat.pid for stat in found}
+    for above in found:  # grows while it is walked
+        below = [stat for stat in children.get(above.pid, []) if stat.pid not in seen]
+        seen.update(stat.pid for stat in below)
+        found += below
+    return found
+
+
+def _children(stat: _Stat) -> list[int]:
+    tasks = [str(stat.pid)]
+    if stat.threads > 1:
+        try:
+            tasks = os.listdir(f"/proc/{stat.pid}/task")
+        except OSError:
+            return []
+    return [int(pid) for task in tasks for pid in _read(f"/proc/{stat.pid}/task/{task}/children").split()]
+
+
+def _stat(pid: int) -> _Stat | None:
+    text = _read(f"/proc/{pid}/stat")
+    end = text.rfind(b")")  # a name may hold parentheses and blanks
+    if end < 0:
+        return None
+    comm = text[text.index(b"(") + 1 : end].decode(errors="replace")
+    fields = text[end + 2 :].split()
+    # proc(5) counts from 1 and from the pid: field n is fields[n - 3].
+    layout = (fields[25], *fields[45:49])
+    ppid, pgid, threads, start = (int(fields[n]) for n in (1, 2, 17, 19))
+    return _Stat(pid, comm, fields[0].decode(), ppid, pgid, threads, start, layout)
+
+
+def _process(stat: _Stat, known: _Known) -> Process:
+    blocked, ignored, caught = known.masks or _Masks()
+    who = stat.pid, stat.start, stat.ppid, stat.pgid, stat.state, stat.comm
+    return Process(*who, known.cmdline, known.exe, caught, blocked, ignored)
+
+
+def _masks(pid: int) -> _Masks:
+    """Read the signal masks of the main thread; all empty if there is nothing to read."""
+    match = _MASKS.search(_read(f"/proc/{pid}/status"))
+    if match is None:
+        return _Masks()
+    masks = _Masks(*(int(mask, 16) for mask in match.groups()))
+    # Nobody who waits for a signal blocks SIGSEGV. Who blocks everything is inside vfork or pthread_create for a
+    # moment (CPython's subprocess, posix_spawn), and a signal sent now would kill it a millisecond later.
+    return masks._replace(blocked=0) if masks.blocked & _SEGV else masks
+
+
+def _cmdline(pid: int) -> tuple[str, ...]:
+    text = _read(f"/proc/{pid}/cmdline").decode(errors="replace")
+    return tuple(text.removesuffix("\0").split("\0")) if text else ()
+
+
+def _exe(pid: int) -> str:
+    try:
+        return os.fsencode(os.readlink(f"/proc/{pid}/exe")).decode(errors="replace").removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def _read(path: str) -> bytes:
+    """Read a file of /proc whole; empty if it is gone or may not be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        chunks = []
+        # A list such as `children` comes a page at a time.
+        while chunk := os.read(fd, 65536):
+            chunks.append(chunk)
+        return b"".join(chunks)
+    except OSError:
+        return b""
+    finally:
+        os.close(fd)
