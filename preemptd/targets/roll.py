@@ -1,0 +1,108 @@
+"""The roll of an escalation: who was told, how, and what they said to it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from signal import Signals
+
+from preemptd.model import Process, ProcessId
+
+LINK = "link"
+
+
+@dataclass(slots=True)
+class Entry:
+    """One told process."""
+
+    at: float
+    """Monotonic time of the first telling."""
+    hows: set[str] = field(default_factory=set)
+    """``link``, or names of signals without SIG."""
+    said: set[str] = field(default_factory=set)
+    """seen, saving, saved, done."""
+    process: Process | None = None
+    """As it was when told; None: an earlier daemon told it."""
+
+
+class Roll:
+    """Remembers each telling of one escalation by process, so that nobody hears it twice by the same way."""
+
+    def __init__(self) -> None:
+        self._entries: dict[ProcessId, Entry] = {}
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, process: ProcessId) -> bool:
+        return process in self._entries
+
+    def tell(self, process: ProcessId, how: str, now: float, seen_as: Process | None = None) -> None:
+        self._entries.setdefault(process, Entry(now, process=seen_as)).hows.add(how)
+
+    def forget(self, process: ProcessId) -> None:
+        """Strike out a process that could not be told after all."""
+        self._entries.pop(process, None)
+
+    def heard(self, process: ProcessId, verb: str) -> bool:
+        """Note what a told process said; False: it was not told."""
+        entry = self._entries.get(process)
+        if entry is not None:
+            entry.said.add(verb)
+        return entry is not None
+
+    @property
+    def ids(self) -> frozenset[ProcessId]:
+        return frozenset(self._entries)
+
+    @property
+    def finished(self) -> bool:
+        """Some told process said that the whole job is done."""
+        return any("done" in entry.said for entry in self._entries.values())
+
+    @property
+    def saved(self) -> int:
+        """How many told processes said that they have saved."""
+        return sum("saved" in entry.said for entry in self._entries.values())
+
+    def alive(self, processes: Iterable[Process]) -> tuple[Process, ...]:
+        """Pick the told ones out of a snapshot."""
+        return tuple(process for process in processes if process.id in self._entries and process.state != "Z")
+
+    def unseen(self, now: float, within: float) -> frozenset[ProcessId]:
+        """List who was told over the link alone *within* seconds ago or earlier and has not even seen it."""
+        return frozenset(
+            process
+            for process, entry in self._entries.items()
+            if entry.hows == {LINK} and not entry.said and now - entry.at >= within
+        )
+
+    def restarting(self, processes: Sequence[Process]) -> tuple[Process, ...]:
+        """Find the launchers that, when all told processes had left, started the same program anew.
+
+        The same program, not just any: an upload after the training is what a script should do now.
+        """
+        if self.alive(processes):
+            return ()
+        gone = {
+            (told.ppid, told.exe, told.cmdline)
+            for entry in self._entries.values()
+            if (told := entry.process) is not None
+        }
+        parents = {
+            process.ppid
+            for process in processes
+            if (process.ppid, process.exe, process.cmdline) in gone and process.id not in self._entries
+        }
+        return tuple(process for process in processes if process.pid in parents)
+
+    def for_term(self, processes: Iterable[Process]) -> tuple[Process, ...]:
+        """Pick those for the TERM step: told by another signal, still there, silent, and able to take SIGTERM."""
+        return tuple(
+            process
+            for process in self.alive(processes)
+            if not self._entries[process.id].said
+            and "TERM" not in self._entries[process.id].hows
+            and process.catches(Signals.SIGTERM)
+        )
