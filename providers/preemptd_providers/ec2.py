@@ -1,0 +1,233 @@
+"""EC2 spot interruptions, read from the instance metadata service (IMDSv2)."""
+
+import re
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import ClassVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from preemptd.errors import ProviderError
+from preemptd.notices import Kind, Level, Notice
+from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
+from preemptd_providers._imds import ENDPOINT, Imds, Settings, is_true
+from preemptd_providers._metadata import Answer, MetadataWatch, load_http
+
+METADATA = "/latest/meta-data/"
+INSTANCE_ID = METADATA + "instance-id"
+INSTANCE_ACTION = METADATA + "spot/instance-action"
+TERMINATION_TIME = METADATA + "spot/termination-time"
+
+NOTICE_SECONDS = 120.0  # what AWS announces for terminate and stop
+TERMINATION_TIME_SECONDS = 5.0  # the pause that AWS recommends between two looks at it
+IDENTITY_SECONDS = 60.0
+PROBE_SECONDS = 0.9
+
+_INSTANCE_ID = re.compile(r"[a-z]+-[0-9A-Za-z-]{1,64}")
+_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
+_KINDS = {"terminate": Kind.TERMINATE, "stop": Kind.STOP, "hibernate": Kind.HIBERNATE}
+
+
+class Ec2Options(Options):
+    """The table ``[providers.ec2]``."""
+
+    interval: float = Field(default=1.0, ge=0.1, le=30.0)
+    """Seconds between two looks."""
+
+
+class InstanceAction(BaseModel, strict=True):
+    """The document at ``spot/instance-action``."""
+
+    action: str = Field(pattern=r"^[A-Za-z][A-Za-z_-]{0,31}$")
+    time: str | None = None
+
+
+class SpotWatch(MetadataWatch):
+    """``spot/instance-action``, and ``spot/termination-time`` where that knows more. Both tell of one event."""
+
+    notice_period = NOTICE_SECONDS
+
+    def __init__(self, imds: Imds, provider: str, interval: float) -> None:
+        super().__init__(f"{provider}:spot/instance-action", imds.client)
+        self.interval = interval
+        self._imds = imds
+        self._provider = provider
+        self._termination_time_due = 0.0
+        self._identified_at: float | None = None
+        self._was_clear = False
+        self._announced = False
+
+    def look(self) -> Observation:
+        was_clear, self._was_clear = self._was_clear, False
+        answer = self._imds.get(INSTANCE_ACTION)
+        if answer.status == 200:
+            return self._announce(parse_action(answer, self._provider))
+        if answer.status != 404:
+            raise answer.rejected()
+        notice = self._by_termination_time()
+        if notice is not None:
+            return self._announce(notice)
+        self._identify(trusting=was_clear)
+        self._was_clear, self._announced = True, False
+        return Observation.clear()
+
+    def _announce(self, notice: Notice) -> Observation:
+        self._announced = True
+        return Observation.of(notice)
+
+    def _by_termination_time(self) -> Notice | None:
+        """Look there every 5 s; each time while a notice is open, so that it is not revoked in between."""
+        now = time.monotonic()
+        if now < self._termination_time_due and not self._announced:
+            return None
+        self._termination_time_due = now + TERMINATION_TIME_SECONDS
+        try:
+            answer = self._imds.get(TERMINATION_TIME)
+        except ProviderError:
+            if self._announced:
+                raise
+            return None
+        if answer.status == 200:
+            notice = parse_termination_time(answer, self._provider)
+            if notice is not None or not self._announced:
+                return notice  # AWS: "not a time" while the instance is not marked
+        if answer.status != 404 and self._announced:
+            raise answer.rejected()
+        return None
+
+    def _identify(self, trusting: bool) -> None:
+        """Make sure that a 404 means "nothing": only EC2's own service knows the instance's id.
+
+        Asked for a minute's trust, or anew when something else than "nothing" came before: a server that answers 404
+        to everything must not take back a notice.
+        """
+        now = time.monotonic()
+        if trusting and self._identified_at is not None and now < self._identified_at + IDENTITY_SECONDS:
+            return
+        answer = self._imds.get(INSTANCE_ID)
+        if answer.status != 200 or not _INSTANCE_ID.fullmatch(answer.text):
+            raise answer.malformed("no instance id: what else this server says means nothing")
+        self._identified_at = now
+
+
+class Ec2(Provider):
+    """An EC2 instance. Spot or not: who is not interrupted is not told, so the life cycle is never asked for."""
+
+    name: ClassVar[str] = "ec2"
+    options_type: ClassVar[type[Options]] = Ec2Options
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        super().__init__(options, surroundings)
+        self._interval = options.interval if isinstance(options, Ec2Options) else Ec2Options().interval
+        self._settings = Settings.of(surroundings.environ)
+        self._imds = Imds(self._settings)
+
+    @classmethod
+    def detect(cls, machine: Machine) -> Detection | None:
+        if is_true(machine.environ, "AWS_EC2_METADATA_DISABLED"):
+            return None
+        if machine.environ.get(ENDPOINT):
+            return Detection(Found.ENVIRONMENT, f"{ENDPOINT} is set")
+        for name in ("sys_vendor", "bios_vendor", "board_vendor"):
+            if machine.dmi.get(name) == "Amazon EC2":
+                return Detection(Found.MACHINE, f"DMI {name} is Amazon EC2")
+        if machine.dmi.get("bios_version", "").lower().endswith(".amazon"):
+            return Detection(Found.MACHINE, "DMI bios_version is Amazon's (Xen)")
+        return None
+
+    def prepare(self) -> None:
+        load_http()
+
+    def probe(self) -> Detection | None:
+        if self._settings.disabled:
+            self._imds.heard = "not asked: AWS_EC2_METADATA_DISABLED is set"
+            return None
+        asked = Imds(self._settings)
+        self._imds.heard = "asked for a token"
+        try:
+            self._imds.heard = asked.fetch_token(PROBE_SECONDS)
+        except ProviderError as problem:
+            self._imds.heard = str(problem)
+            return None
+        finally:
+            asked.client.close()
+        if self._imds.heard != "IMDSv2":
+            self._imds.heard = (
+                "something answers there, but gives no IMDSv2 token: not EC2, or its metadata are disabled"
+            )
+            return None
+        return Detection(Found.PROBE, f"{asked.client.base} gave an IMDSv2 token")
+
+    def watches(self) -> Sequence[Watch]:
+        return (SpotWatch(self._imds, self.name, self._interval),)
+
+    def describe(self) -> str:
+        return f"{self._imds.client.base}: {self._imds.heard}"
+
+    def close(self) -> None:
+        self._imds.client.close()
+
+
+def parse_action(answer: Answer, provider: str) -> Notice:
+    """Read the document at ``spot/instance-action``; raises ProviderError for anything that is not one."""
+    try:
+        document = InstanceAction.model_validate_json(answer.body)
+    except ValidationError:
+        raise answer.malformed("not an instance action") from None
+    action = document.action.lower()
+    deadline = parse_time(document.time or "")
+    kind = _KINDS.get(action)
+    if kind is None and deadline is None:
+        raise answer.malformed("neither a known action nor a time")
+    final = kind is Kind.HIBERNATE
+    return Notice(
+        provider=provider,
+        event_id=f"{provider}:{action}",
+        kind=kind or Kind.PREEMPT,
+        level=Level.ACT,
+        source="spot/instance-action",
+        observed=answer.observed,
+        remaining=0.0 if final else _remaining(answer, deadline),
+        final=final,
+        deadline=deadline,
+        detail=answer.detail,
+    )
+
+
+def parse_termination_time(answer: Answer, provider: str) -> Notice | None:
+    """Read ``spot/termination-time``; None: what stands there is not a time, as AWS allows."""
+    deadline = parse_time(answer.text)
+    if deadline is None:
+        return None
+    return Notice(
+        provider=provider,
+        event_id=f"{provider}:{Kind.TERMINATE}",
+        kind=Kind.TERMINATE,
+        level=Level.ACT,
+        source="spot/termination-time",
+        observed=answer.observed,
+        remaining=_remaining(answer, deadline),
+        deadline=deadline,
+        detail=answer.detail,
+    )
+
+
+def parse_time(text: str) -> datetime | None:
+    """Read an RFC 3339 time; None if it is not one."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _remaining(answer: Answer, deadline: datetime | None) -> float:
+    """Seconds to *deadline* by the server's clock. Ours may be wrong: without the server's, at most what AWS gives."""
+    if deadline is None:
+        return NOTICE_SECONDS
+    if answer.date is not None:
+        return (deadline - answer.date).total_seconds()
+    return min(NOTICE_SECONDS, (deadline - datetime.now(timezone.utc)).total_seconds())
