@@ -1,0 +1,113 @@
+"""One peer's connection to the link: bounded in what it may send, in how fast, and in what waits for it."""
+
+import contextlib
+import socket
+from collections import deque
+
+from preemptd.link.lines import Lines, LineTooLongError
+from preemptd.link.peer import Peer
+from preemptd.link.protocol import ANSWER_LIMIT, LINE_LIMIT
+
+LINES_PER_SECOND = 20.0
+BURST = 64.0
+BAD_LINES = 16
+LAST_READS = 64
+"""More than a socket's buffer holds."""
+PATIENCE = 10.0
+"""Seconds that an unregistered connection may be silent, and that a line may stay unfinished."""
+
+
+class HangupError(Exception):
+    """The connection is of no further use; the text says why, and is empty where the peer simply left."""
+
+
+class Connection:
+    def __init__(self, sock: socket.socket, serial: int, peer: Peer, now: float) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.serial = serial
+        self.peer = peer
+        self.role: str | None = None
+        """None: not registered."""
+        self._lines = Lines(LINE_LIMIT)
+        self._unsent = bytearray()
+        self._allowed = BURST
+        self._counted = now
+        self._since = now
+        self._bad = 0
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def receive(self, now: float) -> list[bytes]:
+        """Return the lines that came in; they are counted against the rate, also beyond what it allows now.
+
+        Raises:
+            HangupError: the peer left, or sent a line that is too long.
+        """
+        try:
+            data = self.sock.recv(LINE_LIMIT // 2)
+        except BlockingIOError:
+            return []
+        except OSError:
+            raise HangupError from None
+        if not data:
+            raise HangupError
+        if not self._lines.unfinished:
+            self._since = now
+        try:
+            lines = self._lines.feed(data)
+        except LineTooLongError as error:
+            raise HangupError(str(error)) from None
+        self._refill(now)
+        self._allowed -= max(data.count(b"\n"), 1)
+        return lines
+
+    def last_lines(self, now: float) -> list[bytes]:
+        """Return the end of what a peer sent that left while it was paused: its last word may be `saved`."""
+        lines: deque[bytes] = deque(maxlen=int(BURST))
+        with contextlib.suppress(HangupError):
+            for _ in range(LAST_READS):
+                lines += self.receive(now)
+        return list(lines)
+
+    def pause(self, now: float) -> float:
+        """Return the seconds for which nothing more is read from this peer: its rate is used up."""
+        self._refill(now)
+        return max(0.0, -self._allowed / LINES_PER_SECOND)
+
+    def bad_line(self) -> None:
+        """Count a line that was no good; raises `HangupError` at the last straw."""
+        self._bad += 1
+        if self._bad >= BAD_LINES:
+            raise HangupError("too many lines that are not of this protocol")
+
+    def is_calm(self) -> bool:
+        """Say whether no clock runs against this peer."""
+        return self.role is not None and not self._lines.unfinished
+
+    def is_overdue(self, now: float) -> bool:
+        return not self.is_calm() and now - self._since > PATIENCE
+
+    def send(self, line: bytes) -> None:
+        """Send *line*, or keep it until the peer reads on; raises `HangupError` for one that does not."""
+        if len(self._unsent) + len(line) > ANSWER_LIMIT and self._unsent:
+            raise HangupError("it does not read what it is sent")
+        self._unsent += line
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as the peer takes it; raises `HangupError` when it has left."""
+        while self._unsent:
+            try:
+                sent = self.sock.send(self._unsent)
+            except BlockingIOError:
+                return
+            except OSError:
+                raise HangupError from None
+            del self._unsent[:sent]
+
+    def _refill(self, now: float) -> None:
+        self._allowed = min(BURST, self._allowed + (now - self._counted) * LINES_PER_SECOND)
+        self._counted = now
