@@ -1,0 +1,135 @@
+"""The settings: flag > PREEMPTD_* > file (TOML) > default, validated before anything starts."""
+
+import sys
+from collections.abc import Mapping
+from signal import Signals
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from preemptd.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PREFIX = "PREEMPTD_"
+
+
+def _words(value: object) -> object:
+    """Take `ec2,gce` for a list, as it comes from the environment."""
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
+    """What ``watch`` goes by; one word for flag, variable and key of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    provider: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Names of providers; empty: find out."""
+    signal: Literal["auto", "USR1", "USR2", "TERM"] = "auto"
+    signal_target: Literal["auto", "main", "tree"] = "auto"
+    grace: Seconds | None = None
+    """Seconds, for sources that name no deadline; None: 30."""
+    lead: Seconds = 120.0
+    """Seconds before a dated maintenance at which we act."""
+    reserve: Seconds | None = None
+    """Seconds kept free before the deadline; None: 15 % of the time, at most 5."""
+    kill: bool = False
+    when_pending: Literal["hold", "start", "exit"] = "hold"
+    preempted_exit_code: Annotated[int, Field(ge=0, le=255)] = 75
+    exit_zero: Literal["preempted", "done"] = "preempted"
+    job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = None
+    checkpoint_dir: str | None = None
+    journal: str | None = None
+    link: str | None = None
+    """Path of our socket; None: one of our own choice."""
+    state_dir: str | None = None
+    wandb: bool = True
+    log_format: Literal["text", "json"] = "text"
+    dry_run: bool = False
+    die_with_parent: bool = False
+    sweep: bool = False
+    providers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The tables ``[providers.NAME]``; each is checked by that provider's own model."""
+
+    @property
+    def signals(self) -> tuple[Signals, ...]:
+        """The signals to tell by, the preferred one first."""
+        if self.signal == "auto":
+            return (Signals.SIGUSR1, Signals.SIGTERM)
+        return (Signals[f"SIG{self.signal}"],)
+
+
+_FILE_ONLY = {"providers"}
+
+
+def variables() -> frozenset[str]:
+    """List the environment variables that are ours: none of them is passed on to the command."""
+    names = {*Settings.model_fields, "config", "no_wandb"} - _FILE_ONLY - {"wandb"}
+    return frozenset(PREFIX + name.upper() for name in names)
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    """Pick our settings out of *environ*; an empty value is as good as none."""
+    found: dict[str, object] = {}
+    for name in Settings.model_fields.keys() - _FILE_ONLY - {"wandb"}:
+        if value := environ.get(PREFIX + name.upper()):
+            found[name] = value
+    if environ.get(PREFIX + "NO_WANDB", "").lower() in {"1", "true", "yes", "on"}:
+        found["wandb"] = False
+    return found
+
+
+def from_file(path: str) -> dict[str, object]:
+    """Read the TOML file at *path*.
+
+    Raises:
+        ConfigError: it cannot be read or parsed.
+    """
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path} is not valid TOML: {error}") from error
+
+
+def settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str | None) -> Settings:
+    """Put the sources together.
+
+    Args:
+        flags: what the command line says; what it does not say is absent.
+        environ: the environment.
+        path: the configuration file; None: ``PREEMPTD_CONFIG``, else none.
+
+    Raises:
+        ConfigError: one line that names the key, its source, the value and what is allowed.
+    """
+    path = path or environ.get(PREFIX + "CONFIG") or None
+    sources = {
+        f"configuration file {path}": from_file(path) if path else {},
+        "environment": from_environment(environ),
+        "command line": dict(flags),
+    }
+    merged: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for source, values in sources.items():
+        merged.update(values)
+        origin.update(dict.fromkeys(values, source))
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(Settings.model_fields))
+            raise ConfigError(f"{origin[key]}: unknown key {key!r}; known keys are {known}") from error
+        said = merged.get(key)
+        raise ConfigError(f"{origin[key]}: {key.replace('_', '-')} = {said!r}: {first['msg']}") from error

@@ -1,0 +1,227 @@
+"""The journal: one JSON line an event, and what the log says of it to people."""
+
+import json
+import os
+import queue
+import select
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+Line = Mapping[str, object]
+
+WRITABLE_WITHIN = 1.0
+"""Seconds that the log may keep its writer waiting: a pipe that nobody reads loses lines, it does not stop us."""
+
+
+class Sink(Protocol):
+    """Where lines go. Called in the journal's own thread only."""
+
+    def write(self, line: Line) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Journal:
+    """Takes lines from any thread without ever blocking; a thread of its own writes them to the sinks.
+
+    A disk or a terminal that hangs must not keep a notice from the process: that is why nobody else writes.
+    """
+
+    def __init__(self) -> None:
+        self._sinks: list[Sink] = []
+        self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    def add(self, sink: Sink) -> None:
+        """Add a sink, before `start`."""
+        self._sinks.append(sink)
+
+    def start(self) -> None:
+        """Start writing; lines from before are kept until then."""
+        self._thread.start()
+
+    def write(self, event: str, **fields: object) -> None:
+        self._lines.put({"event": event, "t": round(time.time(), 3), "mono": round(time.monotonic(), 4), **fields})
+
+    def warn(self, text: str) -> None:
+        self.write("warning", text=text)
+
+    def progress(self, text: str) -> None:
+        """Show *text* on the last line of a terminal; nowhere else."""
+        self._lines.put({"event": "progress", "text": text})
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write out what is left, within *timeout* seconds; also what was said before a start that never came."""
+        self._lines.put(None)
+        if self._thread.ident is None:
+            self._thread.start()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            for sink in self._sinks:
+                sink.write(line)
+        for sink in self._sinks:
+            sink.close()
+
+
+class JournalFile:
+    """``--journal FILE``. A file that cannot be written is said once, through *complain*, and then left alone."""
+
+    def __init__(self, path: str, complain: Callable[[str], None]) -> None:
+        self._path = path
+        self._complain = complain
+        self._fd: int | None = None
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            complain(f"journal {path} cannot be opened ({error.strerror}): no journal is kept")
+
+    def write(self, line: Line) -> None:
+        if self._fd is None or line["event"] == "progress":
+            return
+        try:
+            os.write(self._fd, json.dumps(line, default=str).encode() + b"\n")
+        except OSError as error:
+            self.close()
+            self._complain(f"journal {self._path} cannot be written ({error.strerror}): no journal is kept from here")
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class Log:
+    """What people see on stderr: one line of text or JSON for each journal line that says something to them."""
+
+    def __init__(self, fd: int, form: str) -> None:
+        self._fd = fd
+        self._form = form
+        self._terminal = form == "text" and os.isatty(fd)
+        self._progress = False
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, line: Line) -> None:
+        if line["event"] == "progress":
+            if self._terminal:
+                self._progress = True
+                self._put(f"\r\x1b[K{line['text']}")
+            return
+        text = json.dumps(line, default=str) if self._form == "json" else say(line)
+        if text:
+            self._clear()
+            self._put(text + "\n")
+
+    def close(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        """Take the progress line away: return to column 1, erase to the end."""
+        if self._progress:
+            self._put("\r\x1b[K")
+            self._progress = False
+
+    def _put(self, text: str) -> None:
+        try:
+            if self._poll.poll(WRITABLE_WITHIN * 1000):
+                os.write(self._fd, text.encode())
+        except OSError:
+            pass  # stderr is gone (nohup, a closed terminal): the training goes on
+
+
+def _seconds(value: object) -> str:
+    return f"{value:.0f} s" if isinstance(value, (int, float)) else "unknown time"
+
+
+def _ms(value: object) -> str:
+    return f"{value:.0f} ms" if isinstance(value, (int, float)) else "?"
+
+
+def _started(line: Line) -> str:
+    again = "still runs, taken over" if line["adopted"] else "runs"
+    attempt = f", attempt {line['attempt']}" if line["attempt"] else ""
+    return f"{shlex.join(map(str, _list(line['command'])))} {again} as pid {line['pid']}{attempt}"
+
+
+def _provider(line: Line) -> str:
+    state, name = line["state"], line["provider"]
+    words = {
+        "watching": f"watching {name} ({line['why']})",
+        "outage": f"{name} gives no answer: {line['why']}",
+        "recovered": f"{name} answers again",
+        "left-out": f"provider {name} is left out: {line['why']}",
+        "none": f"{line['why']}",
+    }
+    return words[str(state)]
+
+
+def _notice(line: Line) -> str:
+    acted = "" if line["acted"] else f": not acted on, {line['why']}"
+    return f"NOTICE from {line['provider']}: {line['kind']} in {_seconds(line['grace'])} ({line['source']}){acted}"
+
+
+def _advice(line: Line) -> str:
+    return f"advice from {line['provider']}: {line['kind']}, {_seconds(line['remaining'])} left ({line['source']})"
+
+
+def _marked(line: Line) -> str:
+    if line["ok"]:
+        return f"W&B run {line['run_id']} marked preempting after {_ms(line['ms'])}"
+    return f"W&B run {line['run_id']} could not be marked preempting: {line['why']}"
+
+
+def _told(line: Line) -> str:
+    how = "over the link" if line["how"] == "link" else f"by SIG{line['how']}"
+    return f"told pid {line['pid']} {how} after {_ms(line['ms'])}: {line['command']}"
+
+
+def _acknowledged(line: Line) -> str:
+    step = "" if line.get("step") is None else f" step {line['step']}"
+    path = f" to {line['path']}" if line.get("path") else ""
+    words = {"seen": "has seen the notice", "saving": "is saving", "saved": "has saved", "done": "says it is done"}
+    return f"pid {line['pid']} {words[str(line['event'])]}{step}{path}"
+
+
+def _exited(line: Line) -> str:
+    spare = line["spare"]
+    in_time = f", {_seconds(spare)} to spare" if isinstance(spare, (int, float)) and spare >= 0 else ""
+    return f"pid {line['pid']} ended with status {line['status']}{in_time}"
+
+
+def _settled(line: Line) -> str:
+    return f"exit {line['status']}: {line['why']}" if line["preempted"] else ""
+
+
+_WORDS: Mapping[str, Callable[[Line], str]] = {
+    "started": _started,
+    "provider": _provider,
+    "notice": _notice,
+    "advice": _advice,
+    "marked": _marked,
+    "told": _told,
+    "spared": lambda _: "",
+    "seen": lambda _: "",
+    "saving": _acknowledged,
+    "saved": _acknowledged,
+    "done": _acknowledged,
+    "escalated": lambda line: f"time is nearly up: {line['step']} to pids {line['pids']}",
+    "revoked": lambda line: f"{line['provider']} takes its notice back",
+    "exited": lambda line: _exited(line) if line["told"] else "",
+    "settled": _settled,
+    "warning": lambda line: f"warning: {line['text']}",
+}
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def say(line: Line) -> str:
+    """Put a journal line into words; empty for what only the journal keeps."""
+    words = _WORDS[str(line["event"])](line)
+    return f"preemptd: {words}" if words else ""
