@@ -1,0 +1,5 @@
+"""`python -m preemptd`."""
+
+from preemptd.cli.main import main
+
+main()

@@ -1,0 +1,249 @@
+"""Puts the daemon together, runs it on one command, and settles: everything is validated before the command starts."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import preemptd
+from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
+from preemptd.config import PREFIX, Settings
+from preemptd.daemon import Daemon
+from preemptd.errors import ConfigError
+from preemptd.escalation import Killing, Timing
+from preemptd.events import Inbox
+from preemptd.journal import Journal, JournalFile, Log
+from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
+from preemptd.link.nested import Outer
+from preemptd.link.server import Server
+from preemptd.model import ProcessId
+from preemptd.parts import Marking, NoLink, NoMarker, NoOuter, Parts
+from preemptd.procfs import Tree, machine_life
+from preemptd.provider import Provider, Surroundings
+from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
+from preemptd.runs.marker import Marker
+from preemptd.settling import Ending, Settled, settle
+from preemptd.supervision import Supervision, signals_to_catch
+from preemptd.targets.attached import Attached
+from preemptd.targets.child import Child, Helpers
+from preemptd.targets.scanner import Scanner
+from preemptd.targets.sweeping import sweep
+from preemptd.written import written_since
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command to watch over."""
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    settings: Settings
+    helpers: Helpers
+    """Knows our own commands, which are no part of the job."""
+    platform_environ: Mapping[str, str] | None = None
+    """The environment that providers see; None: the same. A rehearsal's server is no business of the command's."""
+    killing: Killing = Killing.NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class _Providers:
+    certain: Mapping[str, Provider]
+    reasons: Mapping[str, str]
+    candidates: Sequence[Provider]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How it went."""
+
+    status: int
+    """Our exit status."""
+    interrupted: bool
+    """Ctrl-C has ended the command, and nothing else is to be said: a loop around us is to end as well."""
+
+
+def run(job: Job) -> Ended:
+    """Watch over *job* to its end.
+
+    Raises:
+        PreemptdError: nothing was started, or the command cannot be executed.
+    """
+    journal = Journal()
+    journal.add(Log(2, job.settings.log_format))
+    if job.settings.journal:
+        journal.add(JournalFile(job.settings.journal, journal.warn))
+    inbox = Inbox()
+    try:
+        ledger = _ledger(job, inbox, journal)
+        try:
+            return _watch_over(job, journal, inbox, ledger)
+        finally:
+            ledger.close()
+    finally:
+        journal.close()
+        inbox.close()
+
+
+def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> Ended:
+    settings, record = job.settings, ledger.record
+    outer = _outer(job.environ)
+    adopted = _adopted(record, inbox)
+    attempt = record.attempt if adopted else attempt_of(job.environ, record.attempt + (record.began > 0))
+    began = record.began if adopted else time.time()
+    providers = _Providers({}, {}, ()) if outer else _providers(job, attempt, began, journal)
+    link = None if outer else _link(job, inbox, journal, attempt)
+    try:
+        inbox.catch(signals_to_catch())
+        path = link.path if link else job.environ.get(f"{PREFIX}LINK") if outer else None
+        target: Child | Attached = adopted or Child.prepare(
+            job.argv, for_command(job.environ, path, attempt, settings.grace), settings.die_with_parent
+        )
+        if adopted is None:
+            ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, record.futile, began))
+        tree = _tree(target, record.group)
+        parts = Parts(
+            settings=settings,
+            inbox=inbox,
+            journal=journal,
+            ledger=ledger,
+            scanner=Scanner(tree.snapshot, inbox.put, lambda: job.helpers.pids),
+            marker=_marker(settings, inbox, nested=outer is not None),
+            link=link or NoLink(),
+            outer=outer or NoOuter(),
+            providers=providers.certain,
+            reasons=providers.reasons,
+            candidates=providers.candidates,
+        )
+        say = partial(_write_start, job, journal, target, link.path if link else None, ledger)
+        settled = _supervise(job, parts, Supervision(target, job.helpers, say))
+        if settings.sweep:
+            sweep(tree.snapshot)
+        return Ended(settled.status, isinstance(target, Child) and target.interrupted and not settled.preempted)
+    finally:
+        if link is not None:
+            link.close()
+        if outer is not None:
+            outer.close()
+
+
+def _supervise(job: Job, parts: Parts, supervision: Supervision) -> Settled:
+    settings, ledger = parts.settings, parts.ledger
+    timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
+    ending = Daemon(parts, timing, supervision).run()
+    supervision.finish()
+    settled = _settle(ending, settings, ledger)
+    _write_end(parts.journal, supervision.id, ending, settled)
+    return settled
+
+
+def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
+    if job.settings.job_id is None:
+        return NoLedger(inbox.put)
+    directory = state_directory(job.environ, job.settings.state_dir)
+    return JobLedger(directory, job.settings.job_id, inbox.put, journal.warn)
+
+
+def _outer(environ: Mapping[str, str]) -> Outer | None:
+    """Find the preemptd around us: it watches and tells, we only wrap."""
+    path = environ.get(f"{PREFIX}LINK")
+    return Outer.join(path) if path else None
+
+
+def _providers(job: Job, attempt: int, began: float, journal: Journal) -> _Providers:
+    """Choose and construct the providers."""
+    settings = job.settings
+    entries = installed()
+    check_tables(settings.providers, entries)
+    loaded = load(entries, settings.provider)
+    environ = job.environ if job.platform_environ is None else job.platform_environ
+    choice = choose(loaded, settings.provider, read_machine(environ))
+    surroundings = Surroundings(environ, settings.job_id, attempt, began, settings.grace, settings.lead)
+    built = build(choice.chosen, settings.providers, surroundings)
+    candidates = build(choice.to_probe, settings.providers, surroundings)
+    left_out = {**entries.left_out, **choice.left_out, **loaded.left_out, **built.left_out, **candidates.left_out}
+    for name, why in left_out.items():
+        if why not in EXPECTED:
+            journal.write("provider", provider=name, state="left-out", why=why)
+    reasons = {chosen.provider.name: chosen.why for chosen in choice.chosen}
+    return _Providers({provider.name: provider for provider in built.providers}, reasons, candidates.providers)
+
+
+def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | None:
+    """Make our socket. One that the user named must work; ours of our own choice is done without if need be."""
+    path = job.settings.link or default_link(job.environ, job.settings.job_id)
+    server = Server(path, inbox.put, preemptd.__version__, attempt, attempt > 0)
+    if not job.settings.link and not is_safe(os.path.dirname(path)):
+        journal.warn(f"{os.path.dirname(path)} is not only ours (choose a --link): trainers are told by signals only")
+        return None
+    try:
+        server.open()
+    except ConfigError as error:
+        if job.settings.link:
+            raise
+        journal.warn(f"{error}: trainers are told by signals only")
+        return None
+    return server
+
+
+def _marker(settings: Settings, inbox: Inbox, *, nested: bool) -> Marking:
+    return Marker(inbox.put) if settings.wandb and not settings.dry_run and not nested else NoMarker(inbox.put)
+
+
+def _adopted(record: Record, inbox: Inbox) -> Attached | None:
+    """Take over the training that an earlier preemptd of this job started, if it or a member of its group lives."""
+    if record.training is None or record.life != machine_life():
+        return None
+    members = Tree(record.training.pid, include_root=True, group=record.group).snapshot()
+    living = [process.id for process in members if process.state not in "ZX" and process.start >= record.training.start]
+    if not living:
+        return None
+    training = record.training if record.training in living else min(living, key=lambda process: process.start)
+    return Attached(training, record.group, inbox.put)
+
+
+def _tree(target: Child | Attached, group: int) -> Tree:
+    if isinstance(target, Child):
+        return Tree(os.getpid(), include_root=False)
+    return Tree(target.pid, include_root=True, group=group)
+
+
+def _write_start(job: Job, journal: Journal, target: Child | Attached, link: str | None, ledger: Ledger) -> None:
+    journal.write(
+        "started",
+        pid=target.pid,
+        start=target.id.start,
+        command=list(job.argv),
+        attempt=ledger.record.attempt,
+        job_id=job.settings.job_id,
+        adopted=isinstance(target, Attached),
+        link=link,
+        version=preemptd.__version__,
+    )
+
+
+def _settle(ending: Ending, settings: Settings, ledger: Ledger) -> Settled:
+    """Decide on the exit status, and keep in the ledger what the next attempt needs."""
+    record = ledger.record
+    progress: bool | None = True if ending.saved else None
+    if progress is None and settings.checkpoint_dir:
+        progress = any(file.complete for file in written_since(settings.checkpoint_dir, record.began))
+    settled = settle(ending, settings, progress, record.futile)
+    if settled.status == 0 and not settled.preempted:
+        ledger.write(Record())
+    else:
+        ledger.write(replace(record, training=None, futile=settled.futile, told=()))
+    return settled
+
+
+def _write_end(journal: Journal, process: ProcessId, ending: Ending, settled: Settled) -> None:
+    journal.write(
+        "exited",
+        pid=process.pid,
+        status=ending.outcome.status,
+        preempted=settled.preempted,
+        told=ending.told,
+        ms=None if ending.since_notice is None else round(ending.since_notice * 1000, 1),
+        spare=None if ending.spare is None else round(ending.spare, 2),
+    )
+    journal.write("settled", status=settled.status, preempted=settled.preempted, why=settled.why)

@@ -1,0 +1,224 @@
+"""The one loop: read this first.
+
+Providers, scanner, marker, link and ledger have threads of their own and put events into the inbox. `Daemon.run` takes
+them out one after the other, in the main thread; what is due by time waits in `Timers`. Nothing here blocks.
+The parts: `Watching` (providers), `Telling` (who is told), `Supervision` (the command), `settle` (our exit status).
+"""
+
+from collections.abc import Sequence
+from signal import Signals
+
+from preemptd.errors import PreemptdError, place_of
+from preemptd.escalating import Escalating
+from preemptd.escalation import Timing, notified
+from preemptd.events import (
+    Event,
+    LedgerWritten,
+    LinkAsked,
+    LinkJoined,
+    LinkLeft,
+    LinkSaid,
+    MarkingDone,
+    NoticeArrived,
+    NoticeRevoked,
+    ProvidersProbed,
+    RunMarked,
+    RunsFound,
+    Scanned,
+    SignalArrived,
+    TargetExited,
+    WatchChanged,
+)
+from preemptd.model import Outcome, Run
+from preemptd.parts import Parts, Timers
+from preemptd.settling import Ending
+from preemptd.supervision import Supervision
+from preemptd.telling import Telling
+from preemptd.watching import Watching
+
+PENDING_WITHIN = 0.1
+"""Seconds in which the watches may say before the start that a notice is pending; ignorance starts the command."""
+LOOK_EVERY = 5.0
+"""Seconds between scans while nothing is announced: keeps what telling needs warm."""
+SETTLE_BUDGET = 10.0
+"""Seconds that the providers have at the end, if the machine has them."""
+WARN_AFTER = 30.0
+"""Seconds after the start at which a training has its handlers, if it will ever have any."""
+
+
+class Daemon:
+    """Runs from the start of the command, or the taking over of one that runs already, to our exit status."""
+
+    def __init__(self, parts: Parts, timing: Timing, supervision: Supervision) -> None:
+        self._parts = parts
+        self._supervision = supervision
+        self._timers = Timers()
+        self._watching = Watching(parts)
+        self._telling = Telling(parts, self._timers, supervision.id.pid)
+        self._escalating = Escalating(parts, self._timers, timing, self._telling)
+        self._outcome: Outcome | None = None
+        self._runs: Sequence[Run] = ()
+        self._terminated_in = 0
+        """Number of the escalation in which SIGTERM has come to us."""
+        self._said_held = False
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Ending:
+        """Run to the end.
+
+        Raises:
+            CommandError: the command cannot be run.
+        """
+        self._parts.journal.start()
+        self._parts.ledger.start()
+        self._parts.scanner.start()
+        self._parts.marker.start()
+        self._parts.link.start()
+        self._parts.outer.start()
+        self._watching.start()
+        try:
+            self._begin()
+            while self._outcome is None or self._escalating.lingers:
+                event = self._parts.inbox.get(self._timers.wait())
+                try:
+                    if event is not None:
+                        self._handle(event)
+                    self._timers.run_due()
+                except PreemptdError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a bug in here must not cost the training
+                    self._parts.journal.warn(f"internal error, please report it: {error!r} at {place_of(error)}")
+            return self._end(self._outcome)
+        finally:
+            self._watching.stop()
+            self._parts.scanner.stop()
+            self._parts.marker.stop()
+
+    def _handle(self, event: Event) -> None:  # noqa: C901, PLR0912 - a table of events, one line each
+        match event:
+            case SignalArrived():
+                self._signal(event)
+            case NoticeArrived():
+                self._watching.answered(event.watch)
+                self._escalating.notice(event.notice)
+            case NoticeRevoked():
+                self._escalating.revoke(event)
+                self._decide()
+            case WatchChanged():
+                self._watching.changed(event)
+            case ProvidersProbed():
+                self._watching.probed(event)
+            case Scanned():
+                self._telling.scanned(event.processes)
+            case MarkingDone():
+                self._telling.marking_done(event.asked)
+            case LedgerWritten():
+                self._telling.ledger_written(event.number)
+            case RunMarked():
+                self._escalating.marked(event)
+            case RunsFound():
+                self._runs = event.runs
+            case LinkJoined():
+                self._telling.joined(event)
+            case LinkLeft():
+                self._telling.left(event)
+            case LinkSaid():
+                self._telling.heard(event)
+            case LinkAsked():
+                self._answer(event)
+            case TargetExited():
+                self._take_outcome(event.outcome)
+        if self._supervision.held and self._watching.all_answered:
+            self._decide()
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Hold the command until the watches have said whether a notice is pending, if that makes a difference."""
+        if self._supervision.held and self._watching.providers and self._parts.settings.when_pending != "start":
+            self._timers.after(PENDING_WITHIN, self._decide)
+        else:
+            self._release()
+
+    def _decide(self) -> None:
+        """Start the command, unless a notice is pending."""
+        self._timers.cancel(self._decide)
+        if not self._supervision.held:
+            return
+        if self._escalating.current is None:
+            self._release()
+        elif self._parts.settings.when_pending == "exit":
+            self._supervision.abandon()
+            self._parts.journal.warn("not started: a notice is pending (--when-pending exit)")
+            self._outcome = Outcome(self._parts.settings.preempted_exit_code)
+        elif not self._said_held:
+            self._said_held = True
+            self._parts.journal.warn("not started before the notice is taken back (--when-pending start: start anyway)")
+
+    def _release(self) -> None:
+        self._supervision.release()
+        self._watching.child_started(self._supervision.id.pid)
+        if self._parts.candidates:
+            self._watching.probe()
+        self._timers.after(WARN_AFTER, self._telling.warn)
+        self._look()
+        self._escalating.let_go()
+
+    def _look(self) -> None:
+        """Keep the picture warm while nothing is announced, and no zombie waiting for a SIGCHLD that was merged."""
+        if self._escalating.current is None:
+            self._telling.look()
+        self._take_outcome(self._supervision.children())
+        self._timers.after(LOOK_EVERY, self._look)
+
+    def _take_outcome(self, outcome: Outcome | None) -> None:
+        self._outcome = self._outcome or outcome
+
+    # -- signals and questions -----------------------------------------------------------------------------------
+
+    def _signal(self, event: SignalArrived) -> None:
+        """Pass an ordinary signal on, unless a provider or an open notice makes more of it: a stop is no preemption."""
+        notices = self._watching.judge_signal(event.signum)
+        for notice in notices:
+            self._escalating.notice(notice)
+        if notices:
+            return
+        escalation = self._escalating.current
+        shuts_down = event.signum is Signals.SIGTERM and escalation is not None and len(self._telling.roll) > 0
+        if shuts_down and escalation is not None and self._terminated_in != escalation.number:
+            # The machine goes, as it was announced: who saves goes on saving. A second SIGTERM is somebody's wish.
+            self._terminated_in = escalation.number
+            self._telling.term()
+            return
+        self._take_outcome(self._supervision.signal(event))
+
+    def _answer(self, event: LinkAsked) -> None:
+        if event.verb == "notify":
+            self._escalating.notice(notified(event.fields, self._timers.now()))
+        self._parts.link.answer(event.peer, {"type": "status", **self._status()})
+
+    def _status(self) -> dict[str, object]:
+        return {
+            "pid": self._supervision.id.pid,
+            "held": self._supervision.held,
+            "watches": self._watching.status(),
+            "runs": [run.run_id for run in self._runs],
+            **self._telling.status(),
+            "notices": self._escalating.status(),
+        }
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _end(self, outcome: Outcome) -> Ending:
+        now, roll, escalation = self._timers.now(), self._telling.roll, self._escalating.current
+        spare = None if escalation is None else escalation.deadline - now
+        self._watching.settle(outcome, SETTLE_BUDGET if spare is None else max(1.0, min(spare, SETTLE_BUDGET)))
+        return Ending(
+            outcome,
+            told=self._parts.outer.preempted or (bool(roll) and self._escalating.explains_an_end),
+            done=roll.finished,
+            saved=roll.saved > 0,
+            since_notice=None if escalation is None else now - escalation.began,
+            spare=spare,
+        )

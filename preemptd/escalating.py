@@ -1,0 +1,156 @@
+"""The open notices and the time that is left: when an escalation begins, what is due, when it is over."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from preemptd.escalation import Escalation, Step, Timing, Verdict, acts_at, deadline_of, judge
+from preemptd.events import NoticeRevoked, RunMarked
+from preemptd.notices import Level, Notice
+from preemptd.parts import Parts, Timers
+from preemptd.settling import AFTER_REVOCATION
+from preemptd.telling import Telling
+
+
+class Escalating:
+    """Owns the escalation. Runs in the loop's thread."""
+
+    def __init__(self, parts: Parts, timers: Timers, timing: Timing, telling: Telling) -> None:
+        self._parts = parts
+        self._timers = timers
+        self._timing = timing
+        self._telling = telling
+        self._count = 0
+        self._revoked_at = float("-inf")
+        self._advice: dict[str, Callable[[], None]] = {}
+        self._holding = True
+        self.current: Escalation | None = None
+
+    # -- notices -------------------------------------------------------------------------------------------------
+
+    def notice(self, notice: Notice) -> None:
+        """Act on *notice*, or write it down and plan when it is to be acted on."""
+        verdict = judge(notice, self._timing)
+        if verdict is Verdict.ACT:
+            self._act(notice)
+            return
+        why = "its deadline is long past" if verdict is Verdict.STALE else "it only advises"
+        self._write("advice" if verdict is Verdict.ADVISE else "notice", notice, acted=False, why=why)
+        at = acts_at(notice, self._timing, self._timers.now())
+        if verdict is Verdict.ADVISE and at is not None:
+            self._drop_advice(notice.event_id)
+            self._advice[notice.event_id] = partial(self._act, replace(notice, level=Level.ACT))
+            self._timers.at(at, self._advice[notice.event_id])
+
+    def revoke(self, event: NoticeRevoked) -> None:
+        """Drop a notice that the platform took back; with the last one the escalation is over."""
+        self._drop_advice(event.event_id)
+        self._parts.journal.write("revoked", provider=event.provider, event_id=event.event_id)
+        if self.current is not None:
+            self.current = self.current.without(event.event_id, self._timers.now())
+            if self.current is None:
+                self._revoked_at = self._timers.now()
+                self._telling.end()
+                self._timers.cancel(self._step)
+            else:
+                self._telling.update(self.current)  # before the revocation: clients always know of an open notice
+                self._plan()
+        self._telling.revoked(event.event_id)
+
+    def let_go(self) -> None:
+        """Tell from now on: the command is no longer held back."""
+        self._holding = False
+        if self.current is not None:
+            self._telling.begin(self.current)
+
+    def _act(self, notice: Notice) -> None:
+        self._drop_advice(notice.event_id)
+        if self.current is None:
+            self._count += 1
+            self.current = Escalation.open(self._count, notice, self._timing)
+            if not self._holding:
+                self._telling.begin(self.current)
+            self._progress()
+        else:
+            self.current = self.current.joined(notice, self._timers.now())
+            self._telling.update(self.current)
+        self._plan()
+        self._write("notice", notice, acted=True, why="")
+
+    def _drop_advice(self, event_id: str) -> None:
+        if (act := self._advice.pop(event_id, None)) is not None:
+            self._timers.cancel(act)
+
+    def _write(self, event: str, notice: Notice, *, acted: bool, why: str) -> None:
+        self._parts.journal.write(
+            event,
+            provider=notice.provider,
+            event_id=notice.event_id,
+            kind=str(notice.kind),
+            level=str(notice.level),
+            source=notice.source,
+            remaining=notice.remaining,
+            grace=round(self._left(notice), 1),
+            deadline=notice.deadline.isoformat() if notice.deadline else None,
+            acted=acted,
+            why=why,
+        )
+
+    def _left(self, notice: Notice) -> float:
+        return deadline_of(notice, self._timing) - self._timers.now()
+
+    # -- the time that is left -----------------------------------------------------------------------------------
+
+    def _plan(self) -> None:
+        at = self.current.next_at() if self.current else None
+        if at is not None:
+            self._timers.at(at, self._step)
+
+    def _step(self) -> None:
+        for step in self.current.due(self._timers.now()) if self.current else ():
+            if step is Step.TERM:
+                self._telling.term()
+            elif step is Step.KILL and not self._holding:
+                self._telling.kill()
+            self.current = self.current.did(step) if self.current else None
+        self._plan()
+
+    def _progress(self) -> None:
+        """Show on a terminal what is going on, once a second."""
+        if self.current is not None:
+            left, roll = max(0.0, self.current.deadline - self._timers.now()), self._telling.roll
+            self._parts.journal.progress(f"preemptd: {left:.0f} s left, {len(roll)} told, {roll.saved} saved ")
+            self._timers.after(1.0, self._progress)
+
+    def marked(self, event: RunMarked) -> None:
+        """Write down what became of the mark of a run."""
+        began = self.current.began if self.current else event.mono
+        self._parts.journal.write(
+            "marked",
+            run_id=event.run.run_id,
+            core_pid=event.run.core_pid,
+            ok=event.why is None,
+            why=event.why,
+            ms=round((event.mono - began) * 1000, 1),
+        )
+
+    # -- what others ask -----------------------------------------------------------------------------------------
+
+    @property
+    def explains_an_end(self) -> bool:
+        """A notice is open, or was taken back a moment ago."""
+        return self.current is not None or self._timers.now() - self._revoked_at <= AFTER_REVOCATION
+
+    @property
+    def lingers(self) -> bool:
+        """Told processes outlive the command (a shell may leave before its training has saved), and there is time."""
+        if self.current is None or self._timers.now() >= self.current.deadline:
+            return False
+        return bool(self._telling.roll.alive(self._telling.processes))
+
+    def status(self) -> Sequence[Mapping[str, object]]:
+        """List the open notices, with the seconds that are left."""
+        return [
+            {"event_id": notice.event_id, "kind": str(notice.kind), "remaining": round(self._left(notice), 1)}
+            for notice in (self.current.notices if self.current else ())
+        ]

@@ -1,0 +1,162 @@
+"""What the daemon is put together from; composition happens in cli."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from preemptd.config import Settings
+from preemptd.events import Inbox, MarkingDone
+from preemptd.journal import Journal
+from preemptd.ledger import Ledger
+from preemptd.model import Process, ProcessId
+from preemptd.provider import Provider
+from preemptd.targets.scanner import Scanner
+
+Message = Mapping[str, object]
+
+
+class Marking(Protocol):
+    """What marks W&B runs: `runs.marker.Marker`, or `NoMarker` under ``--no-wandb`` and in a nested preemptd."""
+
+    def start(self) -> None: ...
+
+    def look(self, processes: Sequence[Process]) -> None: ...
+
+    def mark(self, asked: int) -> None: ...
+
+    def rest(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class NoMarker:
+    """Nothing to mark: every demand is met at once."""
+
+    def __init__(self, put: Callable[[MarkingDone], None]) -> None:
+        self._put = put
+
+    def start(self) -> None:
+        pass
+
+    def look(self, processes: Sequence[Process]) -> None:
+        pass
+
+    def mark(self, asked: int) -> None:
+        self._put(MarkingDone(asked))
+
+    def rest(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+class Link(Protocol):
+    """Our socket: `link.server.Server`, or `NoLink` where it could not be made."""
+
+    def start(self) -> None: ...
+
+    def tell(self, process: ProcessId, message: Message) -> bool: ...
+
+    def announce(self, message: Message) -> None: ...
+
+    def answer(self, peer: int, message: Message) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoLink:
+    """Nobody can subscribe: everybody is told by signal."""
+
+    def start(self) -> None:
+        pass
+
+    def tell(self, process: ProcessId, message: Message) -> bool:  # noqa: ARG002 - a null object
+        return False
+
+    def announce(self, message: Message) -> None:
+        pass
+
+    def answer(self, peer: int, message: Message) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Outer(Protocol):
+    """The preemptd around this one, which watches and tells for both: `link.nested.Outer`, or `NoOuter`."""
+
+    @property
+    def preempted(self) -> bool:
+        """The outer one told processes of a notice that is open, or was revoked a moment ago."""
+        ...
+
+    def start(self) -> None:
+        """Listen to it, after the command was forked."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class NoOuter:
+    """We are the outermost."""
+
+    preempted = False
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The collaborators, made and validated before the command starts."""
+
+    settings: Settings
+    inbox: Inbox
+    journal: Journal
+    ledger: Ledger
+    scanner: Scanner
+    marker: Marking
+    link: Link
+    outer: Outer
+    providers: Mapping[str, Provider]
+    """By name: those that are certain to be at home here."""
+    reasons: Mapping[str, str]
+    """By name: why they are."""
+    candidates: Sequence[Provider]
+    """Providers that ask the network, after the command has started, whether they are at home here."""
+
+
+class Timers:
+    """What the loop does when nothing comes in: one time for each thing to do."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._at: dict[Callable[[], None], float] = {}
+        self.now = clock
+
+    def at(self, when: float, act: Callable[[], None]) -> None:
+        """Call *act* once at monotonic *when*, instead of at the time set before."""
+        self._at[act] = when
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._at[act] = self.now() + seconds
+
+    def cancel(self, act: Callable[[], None]) -> None:
+        self._at.pop(act, None)
+
+    def wait(self) -> float | None:
+        """Compute the seconds until the next one is due; None: nothing is planned."""
+        return max(0.0, min(self._at.values()) - self.now()) if self._at else None
+
+    def run_due(self) -> None:
+        """Call everything whose time has come, in the order of time."""
+        now = self.now()
+        due = sorted((when, number, act) for number, (act, when) in enumerate(self._at.items()) if when <= now)
+        for _, _, act in due:
+            if self._at.pop(act, None) is not None:
+                act()

@@ -1,0 +1,69 @@
+"""Who listens on the link: trainers that are told by message, and preemptds inside this one."""
+
+from collections.abc import Mapping, Sequence
+
+from preemptd.escalation import Escalation, deadline_of
+from preemptd.events import LinkJoined, LinkLeft
+from preemptd.model import Process, ProcessId
+from preemptd.notices import Notice
+from preemptd.parts import Link, Message
+from preemptd.targets.selection import LINK, Choice
+
+
+def notice_message(notice: Notice, escalation: Escalation, now: float) -> Message:
+    """Put *notice* into the words of the link; ``remaining`` is in seconds from *now*."""
+    return {
+        "type": "notice",
+        "event_id": notice.event_id,
+        "kind": str(notice.kind),
+        "level": str(notice.level),
+        "source": notice.source,
+        "remaining": round(deadline_of(notice, escalation.timing) - now, 3),
+    }
+
+
+class Subscribers:
+    """Keeps the two sorts apart, and speaks to them."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._trainers: dict[int, ProcessId] = {}
+        self._wrappers: set[ProcessId] = set()
+
+    def __len__(self) -> int:
+        return len(self._trainers)
+
+    def joined(self, event: LinkJoined) -> None:
+        if event.role == "wrapper":
+            self._wrappers.add(event.process)
+        else:
+            self._trainers[event.process.pid] = event.process
+
+    def left(self, event: LinkLeft) -> None:
+        self._wrappers.discard(event.process)
+        if self._trainers.get(event.process.pid) == event.process:
+            del self._trainers[event.process.pid]
+
+    def pids(self, but_not: frozenset[ProcessId]) -> frozenset[int]:
+        return frozenset(pid for pid, process in self._trainers.items() if process not in but_not)
+
+    def elsewhere(self, processes: Sequence[Process]) -> tuple[Choice, ...]:
+        """Find who subscribed from outside of the tree (docker run, other pid namespaces): only the link goes there."""
+        here = {process.pid for process in processes}
+        return tuple(
+            Choice(Process(process.pid, process.start, 0, 0, "S", "", ("(subscribed)",)), LINK, "listens on the link")
+            for process in self._trainers.values()
+            if process.pid not in here
+        )
+
+    def tell(self, process: ProcessId, escalation: Escalation, now: float) -> bool:
+        return self._link.tell(process, notice_message(escalation.first, escalation, now))
+
+    def update(self, told: frozenset[ProcessId], escalation: Escalation, now: float) -> None:
+        """Let those who were told already know of a tighter deadline."""
+        for process in told & set(self._trainers.values()):
+            self.tell(process, escalation, now)
+
+    def to_wrappers(self, message: Mapping[str, object]) -> None:
+        for wrapper in self._wrappers:
+            self._link.tell(wrapper, message)

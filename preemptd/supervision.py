@@ -1,0 +1,102 @@
+"""The command under supervision: held, started, signalled, stopped and resumed, and at last ended."""
+
+from collections.abc import Callable
+from signal import SIG_IGN, Signals, getsignal
+
+from preemptd.events import SignalArrived
+from preemptd.model import Outcome, ProcessId
+from preemptd.targets.attached import Attached
+from preemptd.targets.child import Child, Exited, Helpers, Stopped
+
+STOPS = frozenset({Signals.SIGHUP, Signals.SIGINT, Signals.SIGQUIT, Signals.SIGTERM})
+FORWARDED = STOPS | {Signals.SIGUSR1, Signals.SIGUSR2, Signals.SIGWINCH, Signals.SIGTSTP}
+"""Ordinary signals to us: the command gets them, nothing is marked."""
+
+
+def signals_to_catch() -> frozenset[Signals]:
+    """List the signals that the loop hears.
+
+    What a shell had us ignore stays ignored (nohup; ``command &`` in a script ignores INT and QUIT). TERM, USR1 and
+    USR2 do not: ``trap '' USR1 TERM; exec preemptd watch`` closes the gap before our handlers stand.
+    """
+    kept = {s for s in (Signals.SIGHUP, Signals.SIGINT, Signals.SIGQUIT, Signals.SIGTSTP) if getsignal(s) is SIG_IGN}
+    return (FORWARDED | {Signals.SIGCHLD, Signals.SIGCONT}) - kept
+
+
+class Supervision:
+    """The target: a `Child`, or an `Attached` training that an earlier preemptd started. Runs in the loop's thread."""
+
+    def __init__(self, target: Child | Attached, helpers: Helpers, started: Callable[[], None]) -> None:
+        """Make it; *started* is called when the command runs."""
+        self._target = target
+        self._helpers = helpers
+        self._started = started
+        self._interrupted = False
+        self.held = isinstance(target, Child)
+        """The command is forked, and waits for `release`."""
+
+    @property
+    def id(self) -> ProcessId:
+        return self._target.id
+
+    @property
+    def adopted(self) -> bool:
+        return isinstance(self._target, Attached)
+
+    def release(self) -> None:
+        """Start the command.
+
+        Raises:
+            CommandError: it cannot be executed.
+        """
+        if isinstance(self._target, Attached):
+            self._target.start()
+        else:
+            self.held = False
+            self._target.release()
+        self._started()
+
+    def abandon(self) -> None:
+        """Never start it."""
+        if isinstance(self._target, Child):
+            self.held = False
+            self._target.abandon()
+
+    def signal(self, event: SignalArrived) -> Outcome | None:
+        """Deal with an ordinary signal; the outcome, when it said that the command has ended."""
+        target = self._target
+        if event.signum is Signals.SIGCHLD:
+            return self.children()
+        if event.signum is Signals.SIGCONT:
+            if isinstance(target, Child):
+                target.resume()
+        elif self.held:
+            return self._stop_held(event.signum)
+        elif event.signum is Signals.SIGINT and self._interrupted:
+            target.forward(Signals.SIGTERM)  # who presses Ctrl-C again wants it to end
+        else:
+            self._interrupted = self._interrupted or event.signum is Signals.SIGINT
+            target.forward(event.signum)
+        return None
+
+    def _stop_held(self, signum: Signals) -> Outcome | None:
+        if signum not in STOPS:
+            return None
+        self.abandon()
+        return Outcome(128 + signum)
+
+    def children(self) -> Outcome | None:
+        """Look after our children; the outcome, when the command was among those that ended."""
+        outcome = None
+        if isinstance(self._target, Child):
+            for change in self._target.changes():
+                if isinstance(change, Exited):
+                    outcome = change.outcome
+                elif isinstance(change, Stopped):
+                    self._target.suspend_with()
+        self._helpers.reap_orphans(but_not=self._target.pid)
+        return outcome
+
+    def finish(self) -> None:
+        """Let go: reap it, give the terminal back."""
+        self._target.finish()

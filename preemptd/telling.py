@@ -1,0 +1,300 @@
+"""From an open escalation to told processes: scan, select, mark first (250 ms at most), tell once, remember."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from signal import Signals
+
+from preemptd import procfs
+from preemptd.escalation import Escalation
+from preemptd.events import LinkJoined, LinkLeft, LinkSaid
+from preemptd.ledger import Told
+from preemptd.model import Process, ProcessId
+from preemptd.parts import Parts, Timers
+from preemptd.procfs import Sent
+from preemptd.subscribers import Subscribers, notice_message
+from preemptd.targets.reachability import in_short, warnings
+from preemptd.targets.roll import Roll
+from preemptd.targets.selection import LINK, Choice, Policy, Selection, select
+
+MARKING_BUDGET = 0.25
+"""Seconds that the first telling waits for the W&B marks and the ledger's disk, which may hang."""
+LEDGER_BUDGET = 0.05
+"""Seconds that a later telling waits for the ledger."""
+SCAN_EVERY = 0.2
+"""Seconds between scans while an escalation is open: a rank that still imports torch gets its handler late."""
+SCAN_AFTER_DEADLINE = 2.0
+"""Seconds between scans when the machine should be gone already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Processes that are about to be told, and what that waits for."""
+
+    choices: tuple[Choice, ...]
+    record: int
+    """Number of the ledger's record that names them."""
+    waits_until: float
+
+
+class Telling:
+    """Owns who is told. Everything runs in the loop's thread; nothing here waits."""
+
+    def __init__(self, parts: Parts, timers: Timers, main_pid: int) -> None:
+        self._parts = parts
+        self._timers = timers
+        self._main_pid = main_pid
+        self._policy = Policy(parts.settings.signals, parts.settings.signal_target)
+        self.roll = Roll()
+        self._subscribers = Subscribers(parts.link)
+        self.processes: Sequence[Process] = ()
+        self.selection = Selection((), ())
+        self.escalation: Escalation | None = None
+        self._spared: set[tuple[ProcessId, str]] = set()
+        self._batch: _Batch | None = None
+        self._asked = 0
+        self._awaited: int | None = None
+        self._marked = False
+        self._stopped_launchers: set[ProcessId] = set()
+        self._only_shown: set[ProcessId] = set()  # under --dry-run
+
+    # -- the escalation ------------------------------------------------------------------------------------------
+
+    def begin(self, escalation: Escalation) -> None:
+        """Open: mark what is known now, look afresh, tell what that shows."""
+        self.escalation = escalation
+        self.roll.clear()
+        self._spared.clear()
+        self._marked = False
+        self._awaited = None
+        self._restore(escalation)
+        self._ask_for_marks()
+        self._timers.after(MARKING_BUDGET, self._marks_take_too_long)
+        self.look()
+        self._inform_wrappers(escalation)
+
+    def update(self, escalation: Escalation) -> None:
+        """Take over a tighter deadline or another notice: those who were told over the link hear of it."""
+        self.escalation = escalation
+        self._restore(escalation)
+        self._subscribers.update(self.roll.ids, escalation, self._timers.now())
+        self._inform_wrappers(escalation)
+
+    def revoked(self, event_id: str) -> None:
+        """Forget the event, so that it is news when it comes again."""
+        self._parts.link.announce({"type": "revoked", "event_id": event_id})
+        self._parts.ledger.write(self._parts.ledger.record.forgetting(event_id))
+
+    def end(self) -> None:
+        """Close: the last notice was revoked."""
+        self.escalation = None
+        self._batch = None
+        self._parts.marker.rest()
+        self._timers.cancel(self._marks_take_too_long)
+        self._timers.cancel(self._send_batch)
+
+    def _restore(self, escalation: Escalation) -> None:
+        """Put on the roll whom an earlier daemon told of one of these events."""
+        events = {notice.event_id for notice in escalation.notices}
+        for told in (told for told in self._parts.ledger.record.told if told.event_id in events):
+            self.roll.tell(told.process, told.how, self._timers.now())
+
+    def _inform_wrappers(self, escalation: Escalation) -> None:
+        self._subscribers.to_wrappers(notice_message(escalation.first, escalation, self._timers.now()))
+        if self.roll:
+            self._subscribers.to_wrappers({"type": "told", "count": len(self.roll)})
+
+    # -- what comes in -------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """Ask for a snapshot; `scanned` gets it."""
+        self._parts.scanner.ask()
+
+    def scanned(self, processes: Sequence[Process]) -> None:
+        self.processes = processes
+        self._parts.marker.look(processes)
+        unheard = self._unseen()
+        linked = self._subscribers.pids(but_not=unheard)
+        self.selection = select(processes, self._main_pid, self._policy, linked, self.roll.ids)
+        if self.escalation is None:
+            return
+        if self._awaited is None:
+            self._ask_for_marks()
+            self._awaited = self._asked
+            self.warn()
+        self._note_spared()
+        choices = (*self.selection.told, *self._subscribers.elsewhere(processes))
+        self._prepare(tuple(choice for choice in choices if self._is_new(choice, unheard)))
+        self._stop_launchers()
+        self._timers.after(self._pause(), self.look)
+
+    def marking_done(self, asked: int) -> None:
+        if asked == self._awaited:
+            self._marked = True
+            self._send_batch_if_ready()
+
+    def ledger_written(self, number: int) -> None:
+        if self._batch is not None and number >= self._batch.record:
+            self._batch = replace(self._batch, record=0)
+            self._send_batch_if_ready()
+
+    def _pause(self) -> float:
+        late = self.escalation is not None and self._timers.now() > self.escalation.deadline
+        return max(SCAN_AFTER_DEADLINE if late else SCAN_EVERY, 10 * self._parts.scanner.took)
+
+    def _unseen(self) -> frozenset[ProcessId]:
+        """List who was told over the link and stays silent: its listening thread does not run, so it gets a signal."""
+        if self.escalation is None:
+            return frozenset()
+        return self.roll.unseen(self._timers.now(), min(2.0, 0.1 * self.escalation.total))
+
+    def _is_new(self, choice: Choice, unheard: frozenset[ProcessId]) -> bool:
+        if choice.process.id in self._only_shown:
+            return False
+        if choice.how != LINK and Signals[f"SIG{choice.how}"] in self._already_sent():
+            return False
+        return choice.process.id not in self.roll or choice.process.id in unheard
+
+    def _already_sent(self) -> frozenset[int]:
+        return self.escalation.already_sent if self.escalation else frozenset()
+
+    def _note_spared(self) -> None:
+        for choice in self.selection.spared:
+            said = (choice.process.id, choice.why)
+            if said not in self._spared:
+                self._spared.add(said)
+                self._parts.journal.write(
+                    "spared", pid=choice.process.pid, why=choice.why, command=in_short(choice.process)
+                )
+
+    def joined(self, event: LinkJoined) -> None:
+        self._subscribers.joined(event)
+        if self.escalation is not None:
+            self._inform_wrappers(self.escalation)
+            self.look()
+
+    def left(self, event: LinkLeft) -> None:
+        self._subscribers.left(event)
+
+    def heard(self, event: LinkSaid) -> None:
+        """Note an acknowledgement; one that nobody asked for (a periodic checkpoint) is only written down."""
+        self.roll.heard(event.process, event.verb)
+        self._parts.journal.write(
+            event.verb,
+            pid=event.process.pid,
+            ms=self.ms(),
+            step=event.fields.get("step"),
+            path=event.fields.get("path"),
+        )
+
+    # -- marking and telling -------------------------------------------------------------------------------------
+
+    def _ask_for_marks(self) -> None:
+        self._asked += 1
+        self._parts.marker.mark(self._asked)
+
+    def _marks_take_too_long(self) -> None:
+        """Tell all the same: by the snapshot from before the notice if not even a fresh one has come."""
+        self._marked = True
+        if self._awaited is None:
+            self._prepare(tuple(choice for choice in self.selection.told if self._is_new(choice, frozenset())))
+        self._send_batch()
+
+    def _prepare(self, choices: tuple[Choice, ...]) -> None:
+        """Write down who is to be told, then tell: in this order, for a kill -9 may fall in between."""
+        if not choices or self._batch is not None or self.escalation is None:
+            return
+        event_id = self.escalation.first.event_id
+        record = self._parts.ledger.record
+        told = tuple(Told(event_id, choice.process.id, choice.how) for choice in choices)
+        number = self._parts.ledger.write(replace(record, told=record.told + told))
+        self._batch = _Batch(choices, number, self._timers.now() + LEDGER_BUDGET)
+        if self._marked:
+            self._timers.at(self._batch.waits_until, self._send_batch)
+
+    def _send_batch_if_ready(self) -> None:
+        if self._batch is not None and self._marked and self._batch.record == 0:
+            self._send_batch()
+
+    def _send_batch(self) -> None:
+        self._timers.cancel(self._send_batch)
+        batch, self._batch = self._batch, None
+        if batch is None or self.escalation is None:
+            return
+        for choice in batch.choices:
+            self._tell(choice, self.escalation)
+        self._inform_wrappers(self.escalation)
+
+    def _tell(self, choice: Choice, escalation: Escalation) -> None:
+        process, how, now = choice.process, choice.how, self._timers.now()
+        if self._parts.settings.dry_run:
+            self._only_shown.add(process.id)
+        else:
+            if how == LINK:
+                sent = self._subscribers.tell(process.id, escalation, now)
+            else:
+                result = procfs.send(process.id, Signals[f"SIG{how}"])
+                sent = result is Sent.SENT
+                if result is Sent.DENIED:
+                    self._parts.journal.warn(f"pid {process.pid} belongs to another user: SIG{how} was refused")
+            if not sent:
+                return
+            self.roll.tell(process.id, how, now, process)
+        self._parts.journal.write(
+            "told",
+            pid=process.pid,
+            start=process.start,
+            how=how,
+            event_id=escalation.first.event_id,
+            ms=self.ms(),
+            command=in_short(process),
+        )
+
+    def ms(self) -> float | None:
+        """Compute the milliseconds since the escalation began; None: none is open."""
+        return None if self.escalation is None else round((self._timers.now() - self.escalation.began) * 1000, 1)
+
+    # -- later steps ---------------------------------------------------------------------------------------------
+
+    def term(self) -> None:
+        """Give SIGTERM, once, to those who were told otherwise, said nothing and are still there."""
+        done = []
+        for process in self.roll.for_term(self.processes):
+            if Signals.SIGTERM not in self._already_sent() and procfs.send(process.id, Signals.SIGTERM) is Sent.SENT:
+                self.roll.tell(process.id, "TERM", self._timers.now())
+                done.append(process.id)
+        if done and self.escalation is not None:
+            record = self._parts.ledger.record
+            event_id = self.escalation.first.event_id
+            told = tuple(Told(event_id, process, "TERM") for process in done)
+            self._parts.ledger.write(replace(record, told=record.told + told))
+            self._parts.journal.write("escalated", step="term", ms=self.ms(), pids=[p.pid for p in done])
+
+    def kill(self) -> None:
+        """SIGKILL everything of the target but wandb-core, which ends by itself after it has sent what it has."""
+        victims = [choice.process for choice in (*self.selection.told, *self.selection.spared) if not choice.is_core]
+        for process in victims:
+            procfs.send(process.id, Signals.SIGKILL, only_if_caught=False)
+        self._parts.journal.write("escalated", step="kill", ms=self.ms(), pids=[p.pid for p in victims])
+
+    def _stop_launchers(self) -> None:
+        """Stop a launcher that starts told programs anew on the dying machine (torchrun --max-restarts)."""
+        for launcher in self.roll.restarting(self.processes):
+            if launcher.id not in self._stopped_launchers:
+                self._stopped_launchers.add(launcher.id)
+                procfs.send(launcher.id, Signals.SIGTERM, only_if_caught=False)
+                self._parts.journal.write("escalated", step="launcher", ms=self.ms(), pids=[launcher.pid])
+
+    # -- for people ----------------------------------------------------------------------------------------------
+
+    def warn(self) -> None:
+        """Say, while there is time to mend it, what a notice would find."""
+        listens = len(self._subscribers) > 0
+        for text in warnings(self.selection, self._policy.signals, anybody_listens=listens):
+            self._parts.journal.warn(text)
+
+    def status(self) -> dict[str, object]:
+        return {
+            "would_tell": [{"pid": c.process.pid, "how": c.how} for c in self.selection.told[:50]],
+            "told": len(self.roll),
+            "saved": self.roll.saved,
+        }
