@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Install what the tests marked `lab` need and a plain machine lacks: as root, on Debian or a relative. Run it as often
+# as you like: what is there already is left alone. PYTHON names the interpreter for the virtual environments in .lab/.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python3}
+packages=(dumb-init iproute2 nftables procps tini util-linux)
+
+say() { echo "lab: $*"; }
+
+fail() {
+  echo "lab: $*" >&2
+  exit 1
+}
+
+missing_packages() {
+  local package
+  for package in "${packages[@]}"; do
+    dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+  done
+}
+
+install_packages() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  if [ ${#missing[@]} = 0 ]; then
+    say "packages are there: ${packages[*]}"
+    return
+  fi
+  say "installing packages: ${missing[*]}"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# environment NAME REQUIREMENT...: .lab/NAME, made anew when the requirements change.
+environment() {
+  local venv=.lab/$1 wanted="${*:2}"
+  if [ "$(cat "$venv/requirements" 2>/dev/null)" = "$wanted" ]; then
+    say "$venv is there: $wanted"
+    return
+  fi
+  if [ -L "$venv" ]; then
+    say "$venv is a link to an environment of your own: left alone"
+    return
+  fi
+  say "installing into $venv: $wanted"
+  rm -rf "$venv"
+  .ci/venv "$python" "$venv"
+  "$venv/bin/python" -m pip install -qq "${@:2}"
+  # Trainers that speak to the daemon import it; that part needs the standard library only.
+  "$venv/bin/python" -m pip install -qq --no-deps --editable .
+  echo "$wanted" >"$venv/requirements"
+}
+
+[ "$(id -u)" = 0 ] || fail "run this as root: it installs packages, and the tests make network namespaces"
+command -v apt-get >/dev/null || fail "no apt-get here: install by hand ${packages[*]}"
+mkdir -p .lab
+install_packages
+# Exactly these: where a CPU build of torch is offered (2.13.0+cpu), an exact version takes it, and no test needs a GPU.
+environment torch torch==2.13.0 accelerate==1.15.0 numpy uv wandb==0.31.0
+environment wandb-0.22.3 wandb==0.22.3
+environment wandb-0.19.11 wandb==0.19.11
+unshare --net true || fail "this machine does not allow network namespaces (in a container: run it privileged)"
+say "complete: PREEMPTD_REQUIRE_LAB=1 make test"
