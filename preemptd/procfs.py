@@ -109,6 +109,12 @@ def process_id(pid: int) -> ProcessId | None:
     return None if stat is None or stat.state in _GONE_STATES else ProcessId(pid, stat.start)
 
 
+def parent(pid: int) -> int:
+    """Return the pid of the parent of *pid*; 0: it is gone, or its parent is outside of our pid namespace."""
+    stat = _stat(pid)
+    return stat.ppid if stat else 0
+
+
 def send(process: ProcessId, signum: int, only_if_caught: bool = True) -> Sent:
     """Send *signum* to *process* and to no other that got its pid since.
 

@@ -283,16 +283,6 @@ def test_a_kill_of_us_leaves_the_training_running(start: Start, log: Path) -> No
     assert state(child_pid(log)) in "RS"
 
 
-def test_with_die_with_parent_a_kill_of_us_ends_it_by_sigterm(start: Start, log: Path) -> None:
-    process = start("sh", "-c", 'trap "echo saved; exit" TERM; echo ready; while :; do sleep 0.05; done', CHILD_DIE="1")
-    assert line_of(process) == "ready"
-
-    process.kill()
-
-    assert line_of(process) == "saved"
-    wait_until(lambda: state(child_pid(log)) in {"gone", "Z"})
-
-
 # The gate
 
 

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from preemptd.model import ProcessId
-from preemptd.procfs import process_id
+from preemptd.procfs import parent, process_id
 
 FIRST_PSEUDO_PID = 2**30
 """Above PID_MAX_LIMIT (2**22): no kernel has such a process, so a signal sent there by mistake reaches nobody.
@@ -49,16 +49,8 @@ def is_ancestor(pid: int) -> bool:
     """Say whether *pid* is our parent, its parent, and so on."""
     above = os.getppid()
     while above > 1 and above != pid:
-        above = _parent(above)
+        above = parent(above)
     return above == pid and pid > 0
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return int(stat.read().rpartition(b")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 def _innermost_pid(pid: int) -> int | None:

@@ -12,7 +12,7 @@ from preemptd.model import Outcome, ProcessId
 from preemptd.procfs import process_id
 from preemptd.targets.gate import Command, Gate
 from preemptd.targets.reaping import Helpers, become_subreaper
-from preemptd.targets.terminal import Terminal, stop_own_group
+from preemptd.targets.terminal import Terminal, can_be_resumed, stop_own_group
 
 __all__ = ["Change", "Child", "Continued", "Exited", "Helpers", "Stopped"]
 
@@ -67,14 +67,13 @@ class Child:
         self._reaped = False
 
     @classmethod
-    def prepare(cls, argv: Sequence[str], env: Mapping[str, str], die_with_parent: bool) -> "Child":
+    def prepare(cls, argv: Sequence[str], env: Mapping[str, str]) -> "Child":
         """Fork the process that will be the command, and hold it; its pid and start time are final.
 
         No thread may exist yet, and our signal handlers are in place.
         """
         become_subreaper()
-        command = Command(argv, env, die_with_parent)
-        gate, terminal = Gate.fork(command), Terminal.open()
+        gate, terminal = Gate.fork(Command(argv, env)), Terminal.open()
         terminal.speak_from_background()
         return cls(gate, terminal, argv[0])
 
@@ -144,12 +143,11 @@ class Child:
         if stop in {signal.SIGTTIN, signal.SIGTTOU} and self._terminal.foreground in {os.getpgrp(), self.pid}:
             self.resume()  # `fg` of a job that runs: bash gives it the terminal and sends no SIGCONT
             return
+        if stop == signal.SIGTSTP and not can_be_resumed():
+            self.resume()  # the kernel would not have stopped the command either, had it been in our group
+            return
         self._terminal.take_back(self.pid)
         stop_own_group(stop if stop in STOPPING else signal.SIGTSTP)
-        if stop == signal.SIGTSTP:
-            # Where nobody can resume our group (`tmux new 'preemptd ...'`) the kernel did not stop it, and would not
-            # have stopped the command in it. After a real stop this comes a moment before our SIGCONT does the same.
-            self.resume()
 
     def finish(self) -> None:
         """Take the terminal back and reap, when nothing needs the pid or its group any more. Does not wait."""

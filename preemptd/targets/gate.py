@@ -1,6 +1,5 @@
 """A process that is forked early, waits behind a gate, and becomes the command when the gate opens."""
 
-import ctypes
 import errno
 import os
 import select
@@ -9,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-_PR_SET_PDEATHSIG = 1
 _GO = b"g"
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT})
 """What execvp(3) passes over on its way through PATH; EACCES it passes over, too, but reports it at the end."""
@@ -21,7 +19,6 @@ class Command:
 
     argv: Sequence[str]
     env: Mapping[str, str]
-    die_with_parent: bool
 
     @property
     def paths(self) -> list[str]:
@@ -60,8 +57,6 @@ class Gate:
     @classmethod
     def fork(cls, command: Command) -> "Gate":
         """Fork. No other thread may exist (Python 3.12 warns: a lock that it holds stays locked in the child)."""
-        parent = os.getpid()
-        prctl = ctypes.CDLL(None).prctl
         paths, argv, env, resets = command.paths, list(command.argv), dict(command.env), _resets()
         waiting, opener = os.pipe2(os.O_CLOEXEC)
         failure, report = os.pipe2(os.O_CLOEXEC)
@@ -75,10 +70,6 @@ class Gate:
                 os.setpgid(0, 0)
                 for signum in resets:
                     signal.signal(signum, signal.SIG_DFL)
-                if command.die_with_parent:
-                    prctl(_PR_SET_PDEATHSIG, *map(ctypes.c_ulong, (signal.SIGTERM, 0, 0, 0)))
-                    if os.getppid() != parent:  # it died before prctl()
-                        os._exit(128 + signal.SIGTERM)
                 os.close(opener)
                 os.close(failure)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -3,6 +3,8 @@
 import os
 import signal
 
+from preemptd.procfs import parent
+
 
 class Terminal:
     """The controlling terminal; a no-op where there is none (a service, a batch job, a container)."""
@@ -79,8 +81,22 @@ class Terminal:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def can_be_resumed() -> bool:
+    """Say whether a shell above us could continue our group; if none can, the kernel does not stop it by Ctrl-Z.
+
+    Such an orphaned group is that of `tmux new 'preemptd ...'`, or of anything that leads its session.
+    """
+    group, above = os.getpgrp(), os.getppid()
+    try:
+        while above > 0 and os.getpgid(above) == group:
+            above = parent(above)
+        return above > 0 and os.getsid(above) == os.getsid(0)
+    except ProcessLookupError:
+        return False
+
+
 def stop_own_group(signum: int) -> None:
-    """Stop our process group as the terminal would; returns when it is continued. Orphaned groups do not stop."""
+    """Stop our process group as the terminal would; returns when it is continued."""
     handler = signal.signal(signum, signal.SIG_DFL)
     try:
         os.kill(0, signum)

@@ -29,7 +29,7 @@ def main() -> None:
     wrong: list[object] = []
     for turn in range(ROUNDS):
         signum = (signal.SIGTERM, signal.SIGUSR1)[turn % 2]
-        child = Child.prepare(["sleep", "60"], os.environ, die_with_parent=turn % 3 == 0)
+        child = Child.prepare(["sleep", "60"], os.environ)
         if turn % 4 == 0:
             child.release()
         child.forward(signum)
@@ -42,13 +42,13 @@ def main() -> None:
         child.forward(signal.SIGKILL)
         child.finish()
     for _ in range(5):
-        child = Child.prepare(["./none"], {}, die_with_parent=False)
+        child = Child.prepare(["./none"], {})
         try:
             child.release()
         except CommandError as error:
             if error.status != 127:
                 wrong.append(error)
-        Child.prepare(["true"], {}, die_with_parent=False).abandon()
+        Child.prepare(["true"], {}).abandon()
     left = set(os.listdir("/proc/self/fd")) - before
     try:
         os.waitpid(-1, os.WNOHANG)

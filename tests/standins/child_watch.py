@@ -1,7 +1,7 @@
 """A small `watch`: Inbox, Child and Helpers under one loop, and nothing else.
 
 CHILD_LOG names a file that gets a line for each thing that happens. CHILD_HOLD=1 keeps the command behind the gate
-until SIGUSR2; CHILD_HOLD=abandon ends it then. CHILD_DIE=1 is --die-with-parent. CHILD_TALKS=1 says all on stderr, too.
+until SIGUSR2; CHILD_HOLD=abandon ends it then. CHILD_TALKS=1 says all on stderr, too.
 """
 
 import os
@@ -75,7 +75,7 @@ def main() -> int:
     env = {name: value for name, value in os.environ.items() if not name.startswith("CHILD_")}
     if "CHILD_PATH" in os.environ:
         env["PATH"] = os.environ["CHILD_PATH"]
-    child = Child.prepare(sys.argv[1:], env, os.environ.get("CHILD_DIE") == "1")
+    child = Child.prepare(sys.argv[1:], env)
     say(f"prepared {child.pid} {child.id.start}")
     try:
         if not hold:
