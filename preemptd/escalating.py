@@ -143,10 +143,13 @@ class Escalating:
 
     @property
     def lingers(self) -> bool:
-        """Told processes outlive the command (a shell may leave before its training has saved), and there is time."""
+        """Told processes outlive the command (a shell may leave before its training has saved), and there is time.
+
+        Or the command was stopped because it started them anew, and what it had just started may be left.
+        """
         if self.current is None or self._timers.now() >= self.current.deadline:
             return False
-        return bool(self._telling.roll.alive(self._telling.processes))
+        return self._telling.restarts.going_on or bool(self._telling.roll.alive(self._telling.processes))
 
     def status(self) -> Sequence[Mapping[str, object]]:
         """List the open notices, with the seconds that are left."""

@@ -7,19 +7,19 @@ from signal import Signals
 from preemptd import procfs
 from preemptd.escalation import Escalation
 from preemptd.events import LinkJoined, LinkLeft, LinkSaid
+from preemptd.insisting import Insisting
 from preemptd.ledger import Told
 from preemptd.model import Process, ProcessId
 from preemptd.parts import Parts, Timers
 from preemptd.procfs import Sent
 from preemptd.subscribers import Subscribers, notice_message
 from preemptd.targets.reachability import in_short, warnings
+from preemptd.targets.restarts import Restarts
 from preemptd.targets.roll import Roll
 from preemptd.targets.selection import LINK, Choice, Policy, Selection, select
 
 MARKING_BUDGET = 0.25
-"""Seconds that the first telling waits for the W&B marks and the ledger's disk, which may hang."""
-LEDGER_BUDGET = 0.05
-"""Seconds that a later telling waits for the ledger."""
+"""Seconds that a telling waits for the W&B marks and the ledger's disk, which may hang."""
 SCAN_EVERY = 0.2
 """Seconds between scans while an escalation is open: a rank that still imports torch gets its handler late."""
 SCAN_AFTER_DEADLINE = 2.0
@@ -32,8 +32,7 @@ class _Batch:
 
     choices: tuple[Choice, ...]
     record: int
-    """Number of the ledger's record that names them."""
-    waits_until: float
+    """Number of the ledger's record that names them; 0: it is written."""
 
 
 class Telling:
@@ -45,6 +44,8 @@ class Telling:
         self._main_pid = main_pid
         self._policy = Policy(parts.settings.signals, parts.settings.signal_target)
         self.roll = Roll()
+        self.restarts = Restarts()
+        self._insisting = Insisting(parts, timers, self.roll)
         self._subscribers = Subscribers(parts.link)
         self.processes: Sequence[Process] = ()
         self.selection = Selection((), ())
@@ -54,7 +55,6 @@ class Telling:
         self._asked = 0
         self._awaited: int | None = None
         self._marked = False
-        self._stopped_launchers: set[ProcessId] = set()
         self._only_shown: set[ProcessId] = set()  # under --dry-run
 
     # -- the escalation ------------------------------------------------------------------------------------------
@@ -63,6 +63,7 @@ class Telling:
         """Open: mark what is known now, look afresh, tell what that shows."""
         self.escalation = escalation
         self.roll.clear()
+        self.restarts.clear()
         self._spared.clear()
         self._marked = False
         self._awaited = None
@@ -90,7 +91,6 @@ class Telling:
         self._batch = None
         self._parts.marker.rest()
         self._timers.cancel(self._marks_take_too_long)
-        self._timers.cancel(self._send_batch)
 
     def _restore(self, escalation: Escalation) -> None:
         """Put on the roll whom an earlier daemon told of one of these events."""
@@ -122,10 +122,16 @@ class Telling:
             self._awaited = self._asked
             self.warn()
         self._note_spared()
+        if stopped := self.restarts.stop(processes, bool(self.roll.alive(processes))):
+            self._parts.journal.write("escalated", step="launcher", ms=self.ms(), pids=[p.pid for p in stopped])
         choices = (*self.selection.told, *self._subscribers.elsewhere(processes))
         self._prepare(tuple(choice for choice in choices if self._is_new(choice, unheard)))
-        self._stop_launchers()
         self._timers.after(self._pause(), self.look)
+
+    def ended(self, process: ProcessId) -> None:
+        """Hear that *process* has ended, and look whether others that were told are still there."""
+        self.processes = tuple(other for other in self.processes if other.id != process)
+        self.look()
 
     def marking_done(self, asked: int) -> None:
         if asked == self._awaited:
@@ -148,7 +154,7 @@ class Telling:
         return self.roll.unseen(self._timers.now(), min(2.0, 0.1 * self.escalation.total))
 
     def _is_new(self, choice: Choice, unheard: frozenset[ProcessId]) -> bool:
-        if choice.process.id in self._only_shown:
+        if choice.process.id in self._only_shown or choice.process.id in self.restarts:
             return False
         if choice.how != LINK and Signals[f"SIG{choice.how}"] in self._already_sent():
             return False
@@ -160,7 +166,7 @@ class Telling:
     def _note_spared(self) -> None:
         for choice in self.selection.spared:
             said = (choice.process.id, choice.why)
-            if said not in self._spared:
+            if said not in self._spared and choice.process.id not in self.roll:  # who leaves puts its handler away
                 self._spared.add(said)
                 self._parts.journal.write(
                     "spared", pid=choice.process.pid, why=choice.why, command=in_short(choice.process)
@@ -194,9 +200,9 @@ class Telling:
 
     def _marks_take_too_long(self) -> None:
         """Tell all the same: by the snapshot from before the notice if not even a fresh one has come."""
-        self._marked = True
         if self._awaited is None:
             self._prepare(tuple(choice for choice in self.selection.told if self._is_new(choice, frozenset())))
+        self._marked = True
         self._send_batch()
 
     def _prepare(self, choices: tuple[Choice, ...]) -> None:
@@ -207,16 +213,18 @@ class Telling:
         record = self._parts.ledger.record
         told = tuple(Told(event_id, choice.process.id, choice.how) for choice in choices)
         number = self._parts.ledger.write(replace(record, told=record.told + told))
-        self._batch = _Batch(choices, number, self._timers.now() + LEDGER_BUDGET)
-        if self._marked:
-            self._timers.at(self._batch.waits_until, self._send_batch)
+        self._batch = _Batch(choices, number)
+        if self._marked:  # a later telling: who listens only now may have begun its run only now
+            self._marked = False
+            self._ask_for_marks()
+            self._awaited = self._asked
+            self._timers.after(MARKING_BUDGET, self._marks_take_too_long)
 
     def _send_batch_if_ready(self) -> None:
         if self._batch is not None and self._marked and self._batch.record == 0:
             self._send_batch()
 
     def _send_batch(self) -> None:
-        self._timers.cancel(self._send_batch)
         batch, self._batch = self._batch, None
         if batch is None or self.escalation is None:
             return
@@ -238,7 +246,8 @@ class Telling:
                     self._parts.journal.warn(f"pid {process.pid} belongs to another user: SIG{how} was refused")
             if not sent:
                 return
-            self.roll.tell(process.id, how, now, process)
+            self.roll.tell(process.id, how, now)
+            self.restarts.told(process, self.processes)
         self._parts.journal.write(
             "told",
             pid=process.pid,
@@ -256,33 +265,12 @@ class Telling:
     # -- later steps ---------------------------------------------------------------------------------------------
 
     def term(self) -> None:
-        """Give SIGTERM, once, to those who were told otherwise, said nothing and are still there."""
-        done = []
-        for process in self.roll.for_term(self.processes):
-            if Signals.SIGTERM not in self._already_sent() and procfs.send(process.id, Signals.SIGTERM) is Sent.SENT:
-                self.roll.tell(process.id, "TERM", self._timers.now())
-                done.append(process.id)
-        if done and self.escalation is not None:
-            record = self._parts.ledger.record
-            event_id = self.escalation.first.event_id
-            told = tuple(Told(event_id, process, "TERM") for process in done)
-            self._parts.ledger.write(replace(record, told=record.told + told))
-            self._parts.journal.write("escalated", step="term", ms=self.ms(), pids=[p.pid for p in done])
+        if self.escalation is not None:
+            self._insisting.term(self.processes, self.escalation)
 
     def kill(self) -> None:
-        """SIGKILL everything of the target but wandb-core, which ends by itself after it has sent what it has."""
-        victims = [choice.process for choice in (*self.selection.told, *self.selection.spared) if not choice.is_core]
-        for process in victims:
-            procfs.send(process.id, Signals.SIGKILL, only_if_caught=False)
-        self._parts.journal.write("escalated", step="kill", ms=self.ms(), pids=[p.pid for p in victims])
-
-    def _stop_launchers(self) -> None:
-        """Stop a launcher that starts told programs anew on the dying machine (torchrun --max-restarts)."""
-        for launcher in self.roll.restarting(self.processes):
-            if launcher.id not in self._stopped_launchers:
-                self._stopped_launchers.add(launcher.id)
-                procfs.send(launcher.id, Signals.SIGTERM, only_if_caught=False)
-                self._parts.journal.write("escalated", step="launcher", ms=self.ms(), pids=[launcher.pid])
+        if self.escalation is not None:
+            self._insisting.kill(self.selection, self.escalation)
 
     # -- for people ----------------------------------------------------------------------------------------------
 
@@ -293,8 +281,6 @@ class Telling:
             self._parts.journal.warn(text)
 
     def status(self) -> dict[str, object]:
-        return {
-            "would_tell": [{"pid": c.process.pid, "how": c.how} for c in self.selection.told[:50]],
-            "told": len(self.roll),
-            "saved": self.roll.saved,
-        }
+        tell = [{"pid": choice.process.pid, "how": choice.how} for choice in self.selection.told[:50]]
+        linked = sorted(self._subscribers.pids(but_not=frozenset()))[:1000]
+        return {"would_tell": tell, "linked": linked, "told": len(self.roll), "saved": self.roll.saved}

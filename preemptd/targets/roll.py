@@ -1,6 +1,6 @@
 """The roll of an escalation: who was told, how, and what they said to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from signal import Signals
 
@@ -19,8 +19,6 @@ class Entry:
     """``link``, or names of signals without SIG."""
     said: set[str] = field(default_factory=set)
     """seen, saving, saved, done."""
-    process: Process | None = None
-    """As it was when told; None: an earlier daemon told it."""
 
 
 class Roll:
@@ -38,8 +36,8 @@ class Roll:
     def __contains__(self, process: ProcessId) -> bool:
         return process in self._entries
 
-    def tell(self, process: ProcessId, how: str, now: float, seen_as: Process | None = None) -> None:
-        self._entries.setdefault(process, Entry(now, process=seen_as)).hows.add(how)
+    def tell(self, process: ProcessId, how: str, now: float) -> None:
+        self._entries.setdefault(process, Entry(now)).hows.add(how)
 
     def forget(self, process: ProcessId) -> None:
         """Strike out a process that could not be told after all."""
@@ -77,25 +75,6 @@ class Roll:
             for process, entry in self._entries.items()
             if entry.hows == {LINK} and not entry.said and now - entry.at >= within
         )
-
-    def restarting(self, processes: Sequence[Process]) -> tuple[Process, ...]:
-        """Find the launchers that, when all told processes had left, started the same program anew.
-
-        The same program, not just any: an upload after the training is what a script should do now.
-        """
-        if self.alive(processes):
-            return ()
-        gone = {
-            (told.ppid, told.exe, told.cmdline)
-            for entry in self._entries.values()
-            if (told := entry.process) is not None
-        }
-        parents = {
-            process.ppid
-            for process in processes
-            if (process.ppid, process.exe, process.cmdline) in gone and process.id not in self._entries
-        }
-        return tuple(process for process in processes if process.pid in parents)
 
     def for_term(self, processes: Iterable[Process]) -> tuple[Process, ...]:
         """Pick those for the TERM step: told by another signal, still there, silent, and able to take SIGTERM."""
