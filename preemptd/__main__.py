@@ -1,5 +1,5 @@
 """`python -m preemptd`."""
 
-from preemptd.cli.main import main
+from preemptd.cli import main
 
 main()

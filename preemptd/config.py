@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from signal import Signals
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from preemptd.errors import ConfigError
 
@@ -22,7 +22,14 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
+def _name(path: str) -> str:
+    if not path or "\0" in path:
+        raise ValueError("no file can have this name")
+    return path
+
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Path = Annotated[str, AfterValidator(_name)]
 
 
 class Settings(BaseModel):
@@ -45,12 +52,12 @@ class Settings(BaseModel):
     preempted_exit_code: Annotated[int, Field(ge=0, le=255)] = 75
     exit_zero: Literal["preempted", "done"] = "preempted"
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = None
-    checkpoint_dir: str | None = None
-    journal: str | None = None
-    link: str | None = None
+    checkpoint_dir: Path | None = None
+    journal: Path | None = None
+    link: Path | None = None
     """Path of our socket; None: one of our own choice."""
-    state_dir: str | None = None
-    wandb: bool = True
+    state_dir: Path | None = None
+    no_wandb: bool = False
     log_format: Literal["text", "json"] = "text"
     dry_run: bool = False
     die_with_parent: bool = False
@@ -71,19 +78,14 @@ _FILE_ONLY = {"providers"}
 
 def variables() -> frozenset[str]:
     """List the environment variables that are ours: none of them is passed on to the command."""
-    names = {*Settings.model_fields, "config", "no_wandb"} - _FILE_ONLY - {"wandb"}
+    names = {*Settings.model_fields, "config"} - _FILE_ONLY
     return frozenset(PREFIX + name.upper() for name in names)
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     """Pick our settings out of *environ*; an empty value is as good as none."""
-    found: dict[str, object] = {}
-    for name in Settings.model_fields.keys() - _FILE_ONLY - {"wandb"}:
-        if value := environ.get(PREFIX + name.upper()):
-            found[name] = value
-    if environ.get(PREFIX + "NO_WANDB", "").lower() in {"1", "true", "yes", "on"}:
-        found["wandb"] = False
-    return found
+    names = Settings.model_fields.keys() - _FILE_ONLY
+    return {name: value for name in names if (value := environ.get(PREFIX + name.upper()))}
 
 
 def from_file(path: str) -> dict[str, object]:
@@ -132,4 +134,6 @@ def settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str 
             known = ", ".join(sorted(Settings.model_fields))
             raise ConfigError(f"{origin[key]}: unknown key {key!r}; known keys are {known}") from error
         said = merged.get(key)
-        raise ConfigError(f"{origin[key]}: {key.replace('_', '-')} = {said!r}: {first['msg']}") from error
+        raise ConfigError(
+            f"{origin[key]}: {key.replace('_', '-')} = {said!r:.60}: {first['msg'].removeprefix('Value error, ')}"
+        ) from error

@@ -13,7 +13,7 @@ from typing import Protocol
 Line = Mapping[str, object]
 
 WRITABLE_WITHIN = 1.0
-"""Seconds that the log may keep its writer waiting: a pipe that nobody reads loses lines, it does not stop us."""
+"""Seconds that the log waits, once, for a pipe that is full: one that nobody reads loses lines, it does not stop us."""
 
 
 class Sink(Protocol):
@@ -62,10 +62,30 @@ class Journal:
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
-            for sink in self._sinks:
-                sink.write(line)
+            self._pass_on(line)
+        while not self._lines.empty():  # what sinks complained of behind the end
+            if (line := self._lines.get()) is not None:
+                self._pass_on(line)
         for sink in self._sinks:
             sink.close()
+
+    def _pass_on(self, line: Line) -> None:
+        for sink in self._sinks:
+            sink.write(line)
+
+
+class Lines:
+    """Keeps the lines: complete after `Journal.close`."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def write(self, line: Line) -> None:
+        if line["event"] != "progress":
+            self.lines.append(line)
+
+    def close(self) -> None:
+        pass
 
 
 class JournalFile:
@@ -76,7 +96,9 @@ class JournalFile:
         self._complain = complain
         self._fd: int | None = None
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # A FIFO that nobody reads would hold us up for ever: it is refused instead.
+            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+            os.set_blocking(self._fd, True)
         except OSError as error:
             complain(f"journal {path} cannot be opened ({error.strerror}): no journal is kept")
 
@@ -103,6 +125,7 @@ class Log:
         self._form = form
         self._terminal = form == "text" and os.isatty(fd)
         self._progress = False
+        self._patience = WRITABLE_WITHIN
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
@@ -112,7 +135,7 @@ class Log:
                 self._progress = True
                 self._put(f"\r\x1b[K{line['text']}")
             return
-        text = json.dumps(line, default=str) if self._form == "json" else say(line)
+        text = json.dumps(line, default=str) if self._form == "json" else printable(say(line))
         if text:
             self._clear()
             self._put(text + "\n")
@@ -127,11 +150,19 @@ class Log:
             self._progress = False
 
     def _put(self, text: str) -> None:
+        data = text.encode()
         try:
-            if self._poll.poll(WRITABLE_WITHIN * 1000):
-                os.write(self._fd, text.encode())
+            while data and self._poll.poll(self._patience * 1000):
+                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]  # so much never blocks after poll()
         except OSError:
             pass  # stderr is gone (nohup, a closed terminal): the training goes on
+        else:
+            self._patience = 0.0 if data else WRITABLE_WITHIN
+
+
+def printable(text: str) -> str:
+    """Put *text* on one line that any terminal can show: commands and answers hold what they like."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _seconds(value: object) -> str:

@@ -1,5 +1,6 @@
 """What must outlive the daemon: which training runs for a job, and who was told what."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -137,8 +138,9 @@ class JobLedger:
             raise ConfigError(
                 f"job {job} is already watched by pid {pid}: end that one, or give another --job-id"
             ) from error
-        os.truncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: only the message to a second watch is poorer
+            os.truncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         return lock
 
     def _read(self) -> Record:
@@ -148,8 +150,9 @@ class JobLedger:
                 return _decode(file.read())
         except FileNotFoundError:
             return Record()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self._complain(f"ledger {self._path} cannot be read ({error}): starting a new one")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not self._broken:
+                self._complain(f"ledger {self._path} cannot be read ({error}): starting a new one")
             return Record()
 
     def start(self) -> None:

@@ -70,7 +70,7 @@ class Supervision:
         if event.signum is Signals.SIGCONT:
             if isinstance(target, Child):
                 target.resume()
-        elif self.held:
+        elif self.held and event.signum is not Signals.SIGTSTP:  # Ctrl-Z stops us together with what we hold
             return self._stop_held(event.signum)
         elif event.signum is Signals.SIGINT and self._interrupted:
             target.forward(Signals.SIGTERM)  # who presses Ctrl-C again wants it to end

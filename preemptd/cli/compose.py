@@ -1,8 +1,10 @@
 """Puts the daemon together, runs it on one command, and settles: everything is validated before the command starts."""
 
+import gc
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +15,7 @@ from preemptd.daemon import Daemon
 from preemptd.errors import ConfigError
 from preemptd.escalation import Killing, Timing
 from preemptd.events import Inbox
-from preemptd.journal import Journal, JournalFile, Log
+from preemptd.journal import Journal, JournalFile, Log, Sink
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.nested import Outer
 from preemptd.link.server import Server
@@ -27,6 +29,7 @@ from preemptd.settling import Ending, Settled, settle
 from preemptd.supervision import Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child, Helpers
+from preemptd.targets.guardian import Guardian
 from preemptd.targets.scanner import Scanner
 from preemptd.targets.sweeping import sweep
 from preemptd.written import written_since
@@ -44,6 +47,8 @@ class Job:
     platform_environ: Mapping[str, str] | None = None
     """The environment that providers see; None: the same. A rehearsal's server is no business of the command's."""
     killing: Killing = Killing.NEVER
+    sinks: Sequence[Sink] = ()
+    """Who reads the journal besides the log and ``--journal``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,8 @@ def run(job: Job) -> Ended:
     journal.add(Log(2, job.settings.log_format))
     if job.settings.journal:
         journal.add(JournalFile(job.settings.journal, journal.warn))
+    for sink in job.sinks:
+        journal.add(sink)
     inbox = Inbox()
     try:
         ledger = _ledger(job, inbox, journal)
@@ -97,7 +104,7 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
         inbox.catch(signals_to_catch())
         path = link.path if link else job.environ.get(f"{PREFIX}LINK") if outer else None
         target: Child | Attached = adopted or Child.prepare(
-            job.argv, for_command(job.environ, path, attempt, settings.grace), settings.die_with_parent
+            job.argv, for_command(job.environ, path, attempt, settings.grace)
         )
         if adopted is None:
             ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, record.futile, began))
@@ -129,12 +136,25 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
 
 def _supervise(job: Job, parts: Parts, supervision: Supervision) -> Settled:
     settings, ledger = parts.settings, parts.ledger
+    gc.freeze()
+    gc.enable()
     timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
-    ending = Daemon(parts, timing, supervision).run()
-    supervision.finish()
+    with _guardian(job, parts.journal, supervision):
+        ending = Daemon(parts, timing, supervision).run()
+        supervision.finish()
     settled = _settle(ending, settings, ledger)
     _write_end(parts.journal, supervision.id, ending, settled)
     return settled
+
+
+def _guardian(job: Job, journal: Journal, supervision: Supervision) -> AbstractContextManager[object]:
+    """Arrange for the end of the command should we be killed, if that is wanted."""
+    if job.settings.die_with_parent:
+        try:
+            return closing(Guardian(supervision.id, job.helpers))
+        except OSError as error:
+            journal.warn(f"--die-with-parent has no effect ({error.strerror})")
+    return nullcontext()
 
 
 def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
@@ -187,7 +207,7 @@ def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | No
 
 
 def _marker(settings: Settings, inbox: Inbox, *, nested: bool) -> Marking:
-    return Marker(inbox.put) if settings.wandb and not settings.dry_run and not nested else NoMarker(inbox.put)
+    return Marker(inbox.put) if not settings.no_wandb and not settings.dry_run and not nested else NoMarker(inbox.put)
 
 
 def _adopted(record: Record, inbox: Inbox) -> Attached | None:

@@ -1,11 +1,15 @@
-"""The command line. The only package that prints or exits."""
+"""The commands, and how their errors reach people."""
 
+import os
+import signal
 import sys
+from contextlib import suppress
 
 import typer
 
 from preemptd.cli import providers, rehearse, status, watch
-from preemptd.errors import CommandError, PreemptdError
+from preemptd.errors import CommandError, PreemptdError, place_of
+from preemptd.journal import printable
 
 EX_USAGE = 2
 
@@ -21,18 +25,21 @@ def _version(asked: bool) -> None:
 app = typer.Typer(
     name="preemptd",
     help="Tell training processes in time that their machine is about to be taken away.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _common(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),  # noqa: ARG001 - see its callback
 ) -> None:
     """Tell training processes in time that their machine is about to be taken away."""
+    if context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(EX_USAGE)
 
 
 # Options end where the command begins: `preemptd watch python train.py --grace 5` passes --grace to train.py.
@@ -45,25 +52,50 @@ app.command("status")(status.status)
 
 def main() -> None:
     """Run the command line: 2 and one line for what is the user's to mend, else what the command says."""
+    _fill_standard_descriptors()
+    sys.exit(_run())
+
+
+def _run() -> int:
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status  # noqa: TRY300 - the flush belongs to it
     except CommandError as error:
-        _say(str(error))
-        sys.exit(error.status)
-    except PreemptdError as error:
-        _say(str(error))
-        sys.exit(EX_USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
-    except Exception as error:
-        # What click raises for a bad command line; typer has a copy of click of its own, or uses the one installed.
-        text = getattr(error, "format_message", None)
-        if text is None:
-            raise
-        _say(f"{text()} (preemptd --help)".replace("\n", " "))
-        sys.exit(EX_USAGE)
-    sys.exit(status or 0)
+        return _fail(str(error), error.status)
+    except typer.Abort:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `preemptd providers | head`: nobody wants the rest
+        return 128 + signal.SIGPIPE
+    except Exception as error:  # noqa: BLE001 - people get one line, whatever it was
+        return _fail(_words(error))
 
 
-def _say(text: str) -> None:
-    print(f"preemptd: {text}", file=sys.stderr)
+def _words(error: Exception) -> str:
+    if isinstance(error, PreemptdError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error} ({error.filename or place_of(error)})"
+    # What click raises for a bad command line; typer has a copy of click of its own, or uses the one installed.
+    text = getattr(error, "format_message", None)
+    if text is not None:
+        return f"{text()} (preemptd --help)"
+    return f"internal error, please report it: {error!r} at {place_of(error)}"
+
+
+def _fill_standard_descriptors() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed: the log must not end up in whatever is opened next.
+
+    It is closed on exec: the command finds them as they were.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= 2:  # the lowest that is free
+        pass
+    os.close(fd)
+
+
+def _fail(text: str, status: int = EX_USAGE) -> int:
+    with suppress(OSError):
+        print(f"preemptd: {printable(text)}", file=sys.stderr, flush=True)
+    return status

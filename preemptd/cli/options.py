@@ -11,6 +11,4 @@ def given(arguments: Mapping[str, object]) -> dict[str, object]:
     if "provider" in flags:
         names = flags["provider"]
         flags["provider"] = tuple(names) if isinstance(names, (list, tuple)) else (names,)
-    if flags.pop("no_wandb", None):
-        flags["wandb"] = False
     return flags

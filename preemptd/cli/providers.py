@@ -2,15 +2,39 @@
 
 import os
 import time
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from preemptd.provider import Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Who is installed, and who is at home here."""
+
+    words: "Mapping[str, str]"
+    """By name: `here: ` or `not here: `, and why."""
+    here: "tuple[Provider, ...]"
 
 
 def providers(
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not ask the network.", show_default=False)] = False,
 ) -> int:
     """List the providers that are installed, which of them are at home here, and why."""
+    with survey(no_probe=no_probe) as found:
+        for name in sorted(found.words):
+            print(f"{name:12} {found.words[name]}")
+    return 0
+
+
+@contextmanager
+def survey(*, no_probe: bool) -> Iterator[Survey]:
+    """Find out who is at home here; the providers are closed at the end."""
     from preemptd.provider import Surroundings
     from preemptd.registry import build, choose, installed, load, probe, read_machine
 
@@ -21,15 +45,16 @@ def providers(
     surroundings = Surroundings(environ, started=time.time())
     here = build(choice.chosen, {}, surroundings)
     asked = build(choice.to_probe, {}, surroundings)
-    found = {} if no_probe else probe(asked.providers)
-    words = {chosen.provider.name: f"here: {chosen.why}" for chosen in choice.chosen}
-    left_out = {**entries.left_out, **loaded.left_out, **choice.left_out, **here.left_out, **asked.left_out}
-    words |= {name: f"not here: {why}" for name, why in left_out.items()}
-    for provider in asked.providers:
-        answer = "not asked (--no-probe)" if no_probe else provider.describe() or "no answer"
-        words[provider.name] = f"here: {found[provider.name]}" if provider.name in found else f"not here: {answer}"
-    for name in sorted(words):
-        print(f"{name:12} {words[name]}")
-    for provider in (*here.providers, *asked.providers):
-        provider.close()
-    return 0
+    try:
+        found = {} if no_probe else probe(asked.providers)
+        words = {chosen.provider.name: f"here: {chosen.why}" for chosen in choice.chosen}
+        left_out = {**entries.left_out, **loaded.left_out, **choice.left_out, **here.left_out, **asked.left_out}
+        words |= {name: f"not here: {why}" for name, why in left_out.items()}
+        for provider in asked.providers:
+            answer = "not asked (--no-probe)" if no_probe else provider.describe() or "no answer"
+            words[provider.name] = f"here: {found[provider.name]}" if provider.name in found else f"not here: {answer}"
+        at_home = (*here.providers, *(provider for provider in asked.providers if provider.name in found))
+        yield Survey(words, at_home)
+    finally:
+        for provider in (*here.providers, *asked.providers):
+            provider.close()

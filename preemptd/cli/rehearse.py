@@ -1,21 +1,23 @@
 """`preemptd rehearse`."""
 
-import json
+import math
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from preemptd.cli.options import given
+from preemptd.config import PREFIX
 from preemptd.errors import ConfigError, PreemptdError
 
 if TYPE_CHECKING:
+    from preemptd.journal import Line
     from preemptd.targets.child import Helpers
+    from preemptd.written import Written
 
 GRACE = {"ec2": 120.0, "gce": 30.0}
 """Seconds that the platforms give."""
@@ -57,37 +59,51 @@ def rehearse(  # noqa: PLR0913, PLR0917 - a command's options
         raise ConfigError("no command: preemptd rehearse [options] -- COMMAND...")
     if platform not in GRACE:
         raise ConfigError(f"--provider {platform!r} cannot be rehearsed; choose one of {', '.join(GRACE)}")
+    if not (math.isfinite(after) and after >= 0):
+        raise ConfigError(f"--after {after} is no time to wait: seconds, 0 or more")
     seconds = GRACE[platform] if grace is None else grace
-    with tempfile.TemporaryDirectory(prefix="preemptd-") as scratch:
-        flags = {"journal": os.path.join(scratch, "journal"), **flags, "provider": (platform,), "grace": seconds}
-        return _rehearse(tuple(command), platform, after, flags)
+    flags |= {"provider": (platform,), "grace": seconds, "when_pending": "start"}
+    return _rehearse(tuple(command), platform, after, flags)
 
 
 def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapping[str, object]) -> int:
     from preemptd.cli.compose import Job, run
     from preemptd.config import settings
     from preemptd.escalation import Killing
-    from preemptd.rehearsal.report import Rehearsal, Verdict, judge, number, render
+    from preemptd.journal import Lines
+    from preemptd.rehearsal.report import Rehearsal, Verdict, judge, render
     from preemptd.targets.child import Helpers
-    from preemptd.written import written_since
+    from preemptd.targets.terminal import interrupt_own_group
 
-    environ, helpers = dict(os.environ), Helpers()
+    environ, helpers, kept = _rehearsed(os.environ), Helpers(), Lines()
     wishes = settings(flags, environ, None)
-    journal, grace = str(wishes.journal), wishes.grace or 0.0
-    before = os.path.getsize(journal) if os.path.exists(journal) else 0
+    grace = wishes.grace or 0.0
     with _server(helpers, platform, after, grace) as url:
         endpoint = url if platform == "ec2" else url.removeprefix("http://")
         platform_environ = {name: value for name, value in environ.items() if name not in _ENVIRONMENT_KEYS}
         platform_environ[_ENDPOINTS[platform]] = endpoint
-        run(Job(command, environ, wishes, helpers, platform_environ, Killing.AT_DEADLINE))
-    lines = _read(journal, before)
-    raised = next((line for line in lines if line["event"] == "notice" and line["acted"]), None)
-    written = None
-    if wishes.checkpoint_dir is not None:
-        written = written_since(wishes.checkpoint_dir, number(raised["t"])) if raised else ()
-    rehearsal = Rehearsal(platform, grace, lines, written)
-    print(render(rehearsal))
+        ended = run(Job(command, environ, wishes, helpers, platform_environ, Killing.AT_DEADLINE, (kept,)))
+    rehearsal = Rehearsal(platform, grace, kept.lines, _written(wishes.checkpoint_dir, kept.lines))
+    print(render(rehearsal), flush=True)
+    if ended.interrupted:
+        interrupt_own_group()
     return 0 if judge(rehearsal)[0] is Verdict.SAVED else 1
+
+
+def _rehearsed(environ: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what is about the real job: its ledger, and the preemptd around us, which hears other notices."""
+    return {name: value for name, value in environ.items() if name not in {f"{PREFIX}JOB_ID", f"{PREFIX}LINK"}}
+
+
+def _written(directory: str | None, lines: Sequence["Line"]) -> "Sequence[Written] | None":
+    """List what was written since the notice; None: nobody said where to look."""
+    from preemptd.rehearsal.report import number
+    from preemptd.written import written_since
+
+    if directory is None:
+        return None
+    raised = next((line for line in lines if line["event"] == "notice" and line["acted"]), None)
+    return written_since(directory, number(raised["t"])) if raised else ()
 
 
 @contextmanager
@@ -115,10 +131,3 @@ def _server(helpers: "Helpers", platform: str, after: float, grace: float) -> It
         os.close(ours)
         server.communicate()
         helpers.release(server)
-
-
-def _read(path: str, offset: int) -> list[dict[str, object]]:
-    """Read the journal's lines from *offset* on."""
-    with open(path, "rb") as file:
-        file.seek(offset)
-        return [json.loads(line) for line in file]

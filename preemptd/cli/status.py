@@ -10,6 +10,7 @@ import typer
 from preemptd.cli.environment import link_directory
 from preemptd.config import PREFIX
 from preemptd.errors import ConfigError
+from preemptd.link.peer import credentials
 
 ANSWER_WITHIN = 2.0
 
@@ -23,23 +24,23 @@ def status(
 ) -> int:
     """Ask a running preemptd what it watches, whom it would tell, and what is announced."""
     wish = link or os.environ.get(f"{PREFIX}LINK")
-    paths = [wish] if wish else _sockets(link_directory(os.environ))
-    if not paths:
+    paths = [wish] if wish else sockets(link_directory(os.environ))
+    answers = [answer for path in paths if (answer := ask(path, must=bool(wish))) is not None]
+    if not answers:
         raise ConfigError("no preemptd of yours runs here (it listens at --link PATH, if you gave it one)")
-    answers = [answer for path in paths if (answer := _ask(path, must=bool(wish))) is not None]
     for answer in answers:
-        print(json.dumps(answer) if as_json else _words(answer))
-    return 0 if answers else 1
+        print(json.dumps(answer) if as_json else words(answer))
+    return 0
 
 
-def _sockets(directory: str) -> list[str]:
+def sockets(directory: str) -> list[str]:
     try:
         return sorted(os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".sock"))
     except OSError:
         return []
 
 
-def _ask(path: str, *, must: bool) -> dict[str, object] | None:
+def ask(path: str, *, must: bool) -> dict[str, object] | None:
     """Ask the daemon at *path*; None: nobody is there, and *must* is not set.
 
     Raises:
@@ -52,16 +53,17 @@ def _ask(path: str, *, must: bool) -> dict[str, object] | None:
             sock.sendall(b'{"v": 1, "verb": "status"}\n')
             with sock.makefile("rb") as lines:
                 answer: object = json.loads(lines.readline())
+            preemptd, _ = credentials(sock)
     except (OSError, ValueError) as error:
         if must:
             raise ConfigError(f"no preemptd answers at {path}: {error}") from error
         return None
     if not isinstance(answer, dict) or answer.get("type") != "status":
         raise ConfigError(f"{path} does not answer as preemptd does: {str(answer)[:100]}")
-    return {"link": path, **answer}
+    return {"link": path, "preemptd": preemptd, **answer}
 
 
-def _words(answer: dict[str, object]) -> str:
+def words(answer: dict[str, object]) -> str:
     lines = [f"pid {answer['pid']}{' (held back)' if answer['held'] else ''}, link {answer['link']}"]
     for watch in _list(answer["watches"]):
         age = "no good answer yet" if watch["last_good_s"] is None else f"{watch['last_good_s']} s ago"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from preemptd.journal import printable
 from preemptd.written import Written
 
 Line = Mapping[str, object]
@@ -81,7 +82,9 @@ def render(rehearsal: Rehearsal) -> str:
         ("verdict", [f"{verdict.value.upper()}: {why}"]),
     ]
     text = [
-        f"{name if not number else '':11} {entry}" for name, entries in rows for number, entry in enumerate(entries)
+        f"{name if not number else '':11} {printable(entry)}"
+        for name, entries in rows
+        for number, entry in enumerate(entries)
     ]
     return "\n".join(text)
 
