@@ -36,8 +36,10 @@ from preemptd.supervision import Supervision
 from preemptd.telling import Telling
 from preemptd.watching import Watching
 
-PENDING_WITHIN = 0.1
-"""Seconds in which the watches may say before the start that a notice is pending; ignorance starts the command."""
+PENDING_WITHIN = 0.3
+"""Seconds in which watches that are certain to be at home may say before the start that a notice is pending.
+
+They answer within 10 ms; a busy machine needs more. Ignorance starts the command."""
 LOOK_EVERY = 5.0
 """Seconds between scans while nothing is announced: keeps what telling needs warm."""
 SETTLE_BUDGET = 10.0
@@ -173,7 +175,9 @@ class Daemon:
         self._timers.after(LOOK_EVERY, self._look)
 
     def _take_outcome(self, outcome: Outcome | None) -> None:
-        self._outcome = self._outcome or outcome
+        if outcome is not None and self._outcome is None:
+            self._outcome = outcome
+            self._telling.ended(self._supervision.id)
 
     # -- signals and questions -----------------------------------------------------------------------------------
 
@@ -202,10 +206,12 @@ class Daemon:
         return {
             "pid": self._supervision.id.pid,
             "held": self._supervision.held,
+            "providers": sorted(self._watching.providers),
             "watches": self._watching.status(),
             "runs": [run.run_id for run in self._runs],
             **self._telling.status(),
             "notices": self._escalating.status(),
+            **self._parts.settings.model_dump(include={"signal", "signal_target", "dry_run", "no_wandb"}),
         }
 
     # -- the end -------------------------------------------------------------------------------------------------

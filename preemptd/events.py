@@ -3,6 +3,7 @@
 import os
 import select
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -68,8 +69,20 @@ class RunMarked:
 
 
 @dataclass(frozen=True, slots=True)
+class RunEnded:
+    """wandb-core has taken an exit record with *code* for *run*, or *why* says for what reason it will not."""
+
+    run: Run
+    code: int
+    how: str = ""
+    """``delivered``: it said that all is uploaded (0.31). ``taken``: it has read the record. Empty: neither."""
+    why: str | None = None
+    mono: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class MarkingDone:
-    """Every run that was known when marking was asked for is marked, or cannot be; *asked* names that demand."""
+    """Every run known when `mark` or `finish` was asked for has its record, or cannot; *asked* names that demand."""
 
     asked: int
 
@@ -137,6 +150,7 @@ Event = (
     | ProvidersProbed
     | Scanned
     | RunMarked
+    | RunEnded
     | MarkingDone
     | RunsFound
     | LinkJoined
@@ -163,6 +177,8 @@ class Inbox:
         self._poll.register(self._eventfd, select.POLLIN)
         self._poll.register(self._wakeup, select.POLLIN)
         self._handlers: dict[signal.Signals, object] = {}
+        self._closing = threading.Lock()
+        self._closed = False
 
     def catch(self, signals: frozenset[signal.Signals]) -> None:
         """Turn *signals* into `SignalArrived`. Main thread only; before the spawn and before the first thread."""
@@ -171,9 +187,11 @@ class Inbox:
             self._handlers[signum] = signal.signal(signum, _nothing)
 
     def put(self, event: Event) -> None:
-        """Add *event*; from any thread, never blocks."""
-        self._events.append(event)
-        os.eventfd_write(self._eventfd, 1)
+        """Add *event*; from any thread, never blocks. Does nothing after `close`: threads may outlive the loop."""
+        with self._closing:
+            if not self._closed:
+                self._events.append(event)
+                os.eventfd_write(self._eventfd, 1)
 
     def get(self, timeout: float | None) -> Event | None:
         """Take the oldest event; None after *timeout* seconds without one (None: wait for ever). Main thread only."""
@@ -192,6 +210,8 @@ class Inbox:
 
     def close(self) -> None:
         """Give back the signal handlers and the descriptors."""
+        with self._closing:
+            self._closed = True
         signal.set_wakeup_fd(-1)
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal() gave us

@@ -1,7 +1,9 @@
 """One thread a watch: it looks again and again, and puts into the inbox what is new."""
 
 import math
+import os
 import random
+import select
 import threading
 import time
 import traceback
@@ -99,6 +101,31 @@ def back_off(failures: int, notice_period: float, asked: float | None) -> float:
     return max(SHORTEST_PAUSE, pause, min(asked or 0.0, LONGEST_ASKED_PAUSE))
 
 
+class _Stopper:
+    """An Event whose wait goes by the monotonic clock everywhere.
+
+    That of `threading.Event` follows the wall clock where Python was built for a glibc before 2.30: a clock that is set
+    back an hour would stop the watch for an hour.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+        self.is_set = False
+
+    def set(self) -> None:
+        self.is_set = True
+        os.eventfd_write(self._fd, 1)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for `set`, at most *seconds*; return whether it was called."""
+        return self.is_set or bool(self._poll.poll(seconds * 1000)) or self.is_set
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
 class Poller:
     """Looks through one watch until it is stopped. Whatever the watch does, the poller goes on.
 
@@ -115,7 +142,8 @@ class Poller:
         self._clock = clock
         self._news = News(watch.name)
         self._failures = 0
-        self._stopping = threading.Event()
+        self._stopping = _Stopper()
+        self._closed = False
         self._lock = threading.Lock()  # held to put and to begin stopping: nothing is put after `stop` was called
         # Daemon threads: a plug-in that hangs in C must not keep the process from ending.
         self._thread = threading.Thread(target=self._run, name=f"watch {watch.name}", daemon=True)
@@ -131,8 +159,9 @@ class Poller:
     def begin_stop(self) -> None:
         """As `stop`, without waiting."""
         with self._lock:
-            first = not self._stopping.is_set()
-            self._stopping.set()
+            first = not self._stopping.is_set
+            if first:
+                self._stopping.set()
         if first:
             self._closer.start()
 
@@ -142,6 +171,9 @@ class Poller:
         for thread in (self._thread, self._closer):
             if thread.ident is not None:  # it was started
                 thread.join(max(0.0, end - time.monotonic()))
+        if not self._thread.is_alive() and not self._closed:
+            self._closed = True
+            self._stopping.close()
 
     def _close(self) -> None:
         try:
@@ -181,7 +213,7 @@ class Poller:
 
     def _tell(self, events: Sequence[Event]) -> None:
         with self._lock:
-            if self._stopping.is_set():
+            if self._stopping.is_set:
                 return
             for event in events:
                 self._put(event)

@@ -33,7 +33,7 @@ __all__ = [
 class Options(BaseModel):
     """Base of a provider's own options: the table ``[providers.NAME]`` of the configuration file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class State(Enum):

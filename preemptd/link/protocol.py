@@ -51,7 +51,7 @@ ALLOWED: Mapping[str, Who] = MappingProxyType(
 class _Line(BaseModel):
     """Unknown fields are ignored: a newer client may say more than this daemon understands."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     v: Literal[1]
 

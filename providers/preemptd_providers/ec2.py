@@ -36,7 +36,7 @@ class Ec2Options(Options):
     """Seconds between two looks."""
 
 
-class InstanceAction(BaseModel, strict=True):
+class InstanceAction(BaseModel, strict=True, defer_build=True):
     """The document at ``spot/instance-action``."""
 
     action: str = Field(pattern=r"^[A-Za-z][A-Za-z_-]{0,31}$")

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-packages=(dumb-init iproute2 nftables procps tini util-linux)
+packages=(dumb-init gcc iproute2 libc6-dev nftables procps tini util-linux)
 
 say() { echo "lab: $*"; }
 

@@ -1,0 +1,125 @@
+"""Disks that are full or hang, under a whole `preemptd watch`: a notice is told in time all the same."""
+
+import fcntl
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.metadata_server import FaultyEc2
+from tests.test_watch import on_ec2
+from tests.waiting import wait_until
+from tests.watching import PREEMPTD, Watch, environment, trainer
+
+
+@pytest.fixture
+def ec2() -> Iterator[FaultyEc2]:
+    with FaultyEc2(grace=30.0) as server:
+        yield server
+
+
+def options(directory: Path) -> list[str]:
+    (directory / "often.toml").write_text("[providers.ec2]\ninterval = 0.1\n")
+    return ["--config", str(directory / "often.toml")]
+
+
+def job(directory: Path) -> list[str]:
+    return ["--job-id", "run42", "--state-dir", str(directory / "state")]
+
+
+def warnings(watch: Watch) -> list[str]:
+    return [str(line["text"]) for line in watch.lines("warning")]
+
+
+def told_ms(watch: Watch) -> float:
+    (line,) = watch.lines("told")
+    return float(str(line["ms"]))
+
+
+def test_a_full_disk_below_the_ledger_is_said_once_and_they_are_told(tmp_path: Path, ec2: FaultyEc2) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "run42.json.new").symlink_to("/dev/full")
+    with Watch(tmp_path, trainer("USR1"), *options(tmp_path), *job(tmp_path), env=on_ec2(ec2)) as watch:
+        watch.await_said("ready")
+        ec2.announcement.announce()
+        status = watch.wait()
+
+    assert status == 75
+    assert len(watch.said("signal")) == 1
+    assert [text for text in warnings(watch) if "No space left" in text] == warnings(watch)
+    assert len(warnings(watch)) == 1
+
+
+def test_a_disk_that_hangs_below_the_ledger_delays_telling_by_its_budget_only(tmp_path: Path, ec2: FaultyEc2) -> None:
+    with Watch(tmp_path, trainer("USR1", save=1.0), *options(tmp_path), *job(tmp_path), env=on_ec2(ec2)) as watch:
+        watch.await_said("ready")
+        os.mkfifo(tmp_path / "state" / "run42.json.new")  # nobody reads it: opening it hangs, as on a dead NFS
+        ec2.announcement.announce()
+        status = watch.wait()
+
+    assert status == 75
+    assert len(watch.said("signal")) == 1
+    assert 200 < told_ms(watch) < 2500
+
+
+@pytest.mark.parametrize("kind", ["full", "missing", "a FIFO that nobody reads", "a directory"])
+def test_a_journal_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path: Path, kind: str) -> None:
+    journal = {"full": "/dev/full", "missing": str(tmp_path / "none" / "journal")}.get(kind, str(tmp_path / "journal"))
+    if kind == "a FIFO that nobody reads":
+        os.mkfifo(journal)
+    elif kind == "a directory":
+        os.mkdir(journal)
+    began = time.monotonic()
+    command = [*PREEMPTD, "watch", "--journal", journal, "--", "sh", "-c", "exit 5"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=30)
+
+    assert done.returncode == 5
+    assert time.monotonic() - began < 10
+    assert len([line for line in done.stderr.splitlines() if "journal" in line]) == 1
+
+
+def test_a_journal_whose_reader_sleeps_delays_nobody(tmp_path: Path, ec2: FaultyEc2) -> None:
+    """The lines of our own log come from the same thread: they may be late, the signal may not."""
+    fifo = tmp_path / "sleeping"
+    os.mkfifo(fifo)
+    with open(os.open(fifo, os.O_RDWR), "wb") as end:
+        fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 4096)
+        os.set_blocking(end.fileno(), False)
+        end.raw.write(b"x" * 4000)  # the next lines do not fit
+        command = [*PREEMPTD, "watch", *options(tmp_path), "--journal", str(fifo), "--", *trainer("USR1")]
+        log = {"LOG": str(tmp_path / "log"), "CHECKPOINTS": str(tmp_path)}
+        with subprocess.Popen(command, env=environment({**on_ec2(ec2), **log}), stderr=subprocess.DEVNULL) as process:
+            wait_until(lambda: "ready" in text(tmp_path / "log"))
+            ec2.announcement.announce()
+            began = time.monotonic()
+            wait_until(lambda: "SIGUSR1" in text(tmp_path / "log"))
+            took = time.monotonic() - began
+            assert process.wait(30) == 75
+
+    assert took < 2.5
+
+
+def test_an_stderr_that_nobody_reads_delays_nobody(tmp_path: Path, ec2: FaultyEc2) -> None:
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b"x" * 4000)
+    command = [*PREEMPTD, "watch", *options(tmp_path), "--", *trainer("USR1")]
+    log = {"LOG": str(tmp_path / "log"), "CHECKPOINTS": str(tmp_path)}
+    with subprocess.Popen(command, env=environment({**on_ec2(ec2), **log}), stderr=write) as process:
+        os.close(write)
+        wait_until(lambda: "ready" in text(tmp_path / "log"))
+        ec2.announcement.announce()
+        began = time.monotonic()
+        wait_until(lambda: "SIGUSR1" in text(tmp_path / "log"))
+        took = time.monotonic() - began
+        assert process.wait(30) == 75
+    os.close(read)
+
+    assert took < 2.5
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
