@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preemptd.runs import core_socket
+from preemptd.runs import core_socket, wire
 from preemptd.runs.core_socket import Conversation, CoreError, Progress
 from tests.waiting import wait_until
 
@@ -61,6 +61,7 @@ def test_frames_are_byte_for_byte_what_wandbs_own_protobufs_make(run_id: str) ->
     made = {
         "attach": core_socket.attach_frame(run_id, "attach").hex(),
         "preempting": core_socket.preempting_frame(run_id).hex(),
+        **{f"exit {code}": core_socket.exit_frame(run_id, code).hex() for code in (0, 1, 75, 143, 255, -1)},
     }
 
     assert made == VECTORS[run_id]
@@ -156,7 +157,7 @@ def test_nobody_listening_is_an_os_error(tmp_path: Path) -> None:
 @given(st.binary(max_size=200))
 def test_any_message_parses_or_is_a_value_error(message: bytes) -> None:
     try:
-        found = list(core_socket.fields(message))
+        found = list(wire.fields(message))
     except ValueError:
         return
 

@@ -2,6 +2,9 @@
 
 A frame is ``W``, a little-endian u32 length, and a protobuf ServerRequest (from us) or ServerResponse (to us). The few
 fields that are used here have the same numbers in wandb 0.17.9 to 0.31.0, so their bytes are made by hand.
+
+``inform_finish`` and ``inform_teardown`` are never sent: the one behind an exit record loses it (wandb-core handles it
+in another goroutine, seen with 0.31.0), the other ends every run that wandb-core has.
 """
 
 import errno
@@ -11,11 +14,16 @@ import struct
 from collections.abc import Iterator
 from enum import Enum
 
+from preemptd.runs.run_settings import RunSettings, parse
+from preemptd.runs.wire import field, fields, varint_field
+
 Address = str | tuple[str, int]
 """Path of a Unix socket, or host and port."""
 
 _RECORD_PUBLISH, _INFORM_ATTACH, _REQUEST_ID = 1, 5, 10  # ServerRequest; ServerResponse has 5 and 10 too
-_PREEMPTING, _INFO, _STREAM_ID = 23, 200, 1  # Record; its _Info
+_EXIT, _PREEMPTING, _INFO, _STREAM_ID = 18, 23, 200, 1  # Record; its _Info
+_CONTROL, _MAILBOX_SLOT = 16, 4  # Record; its Control
+_EXIT_CODE = 1  # RunExitRecord
 _HEADER = struct.Struct("<cI")
 _MAX_ANSWER = 16 * 2**20
 _MAX_SUN_PATH = 107
@@ -28,61 +36,60 @@ class CoreError(Exception):
 class Progress(Enum):
     WAITING = "waiting"
     BACKLOG_FULL = "backlog full"
+    SERVED = "served"
+    """Only when nothing but asking was wanted."""
     MARKED = "marked"
+    TAKEN = "taken"
+    """It has read the exit record."""
+    EXITED = "exited"
+    """It has carried the exit record out: everything is at the server."""
 
 
 def attach_frame(run_id: str, request_id: str) -> bytes:
     """Ask whether wandb-core serves *run_id*: it answers with *request_id* if so, and is silent if not."""
-    return _frame(_field(_INFORM_ATTACH, _info(run_id)) + _field(_REQUEST_ID, request_id.encode()))
+    return _frame(field(_INFORM_ATTACH, _info(run_id)) + field(_REQUEST_ID, request_id.encode()))
 
 
 def preempting_frame(run_id: str) -> bytes:
     """Publish what `Run.mark_preempting()` publishes. Never answered, and dropped in silence if the run is unknown."""
-    return _frame(_field(_RECORD_PUBLISH, _field(_PREEMPTING, b"") + _info(run_id)))
+    return _frame(field(_RECORD_PUBLISH, field(_PREEMPTING, b"") + _info(run_id)))
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Split a protobuf message into its top-level fields: number, and an int (varint) or bytes. Raises ValueError."""
-    at = 0
-    while at < len(message):
-        key, at = _read_varint(message, at)
-        kind = key & 7
-        if kind == 0:
-            number, at = _read_varint(message, at)
-            yield key >> 3, number
-            continue
-        if kind == 2:
-            size, at = _read_varint(message, at)
-        elif kind in (1, 5):
-            size = 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-        if at + size > len(message):
-            raise ValueError("a field is cut short")
-        yield key >> 3, message[at : at + size]
-        at += size
+def exit_frame(run_id: str, code: int) -> bytes:
+    """Publish what ends a run with *code*; the first one counts. Answered when all is uploaded, with the id ``exit``.
+
+    0.31 answers to the request's id, 0.19 and 0.22 to the record's mailbox slot only.
+    """
+    slot = field(_CONTROL, field(_MAILBOX_SLOT, b"exit"))
+    record = slot + field(_EXIT, varint_field(_EXIT_CODE, code) if code else b"") + _info(run_id)
+    return _frame(field(_RECORD_PUBLISH, record) + field(_REQUEST_ID, b"exit"))
 
 
 class Conversation:
-    """Marks one run over a connection of its own, never blocking: the caller waits for *wanted* on *sock*.
+    """Marks one run over a connection of its own, never blocking, and ends it if *code* is given.
 
     Attach and its answer come first, for a record for a run that wandb-core does not know yet is dropped in silence;
     then the record with a second attach behind it, whose answer proves that the record was read (a connection is
     served in order). Only whole frames leave: wandb-core stops serving, and the training dies, on one it cannot parse.
     """
 
-    def __init__(self, address: Address, run_id: str) -> None:
+    def __init__(self, address: Address, run_id: str, code: int | None = None, *, only_ask: bool = False) -> None:
+        """Make it; with *only_ask* it ends with the first answer, and nothing is written to the run."""
+        self._only_ask = only_ask
         try:
             self._attach = attach_frame(run_id, "attach")
             self._attach_again = attach_frame(run_id, "marked")
         except UnicodeEncodeError:
             raise CoreError("its id is not UTF-8") from None
-        self._mark = preempting_frame(run_id)
+        self._record = preempting_frame(run_id) + (exit_frame(run_id, code) if code is not None else b"")
+        self._read_means = Progress.MARKED if code is None else Progress.TAKEN
         self._address = address
         self._connected = False
         self._known = False
         self._unsent = b""
         self._received = bytearray()
+        self.settings = RunSettings()
+        """What it has answered; empty before."""
         self.sock = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         self.sock.setblocking(False)
 
@@ -112,15 +119,20 @@ class Conversation:
     def go_on(self) -> Progress:
         """Send and read what can be without waiting. Raises OSError (the connection ended) and CoreError."""
         self._send()
+        progress = Progress.WAITING
         for request_id in self._answers():
             if request_id == b"attach" and not self._known:
                 self._refuse_ourselves()
                 self._known = True
-                self._unsent += self._mark + self._attach_again
+                if self._only_ask:
+                    return Progress.SERVED
+                self._unsent += self._record + self._attach_again
                 self._send()
             elif request_id == b"marked" and self._known:
-                return Progress.MARKED
-        return Progress.WAITING
+                progress = self._read_means
+            elif request_id == b"exit" and self._known:
+                return Progress.EXITED
+        return progress
 
     def close(self) -> None:
         """Hang up. A frame that is cut off by that is dropped by wandb-core (tried with 0.19.11, 0.22.3 and 0.31.0)."""
@@ -139,7 +151,7 @@ class Conversation:
             pass
 
     def _answers(self) -> Iterator[bytes]:
-        """Yield the request id of each answer to an attach."""
+        """Yield the request id of each answer."""
         try:
             while chunk := self.sock.recv(65536):
                 self._received += chunk
@@ -162,7 +174,10 @@ class Conversation:
             except ValueError as error:
                 raise CoreError(f"an answer of wandb-core cannot be parsed: {error}") from error
             request_id = answer.get(_REQUEST_ID)
-            if _INFORM_ATTACH in answer and isinstance(request_id, bytes):
+            attached = answer.get(_INFORM_ATTACH)
+            if isinstance(attached, bytes):
+                self.settings = parse(attached)
+            if isinstance(request_id, bytes) and isinstance(attached, bytes) != (request_id == b"exit"):
                 yield request_id
 
 
@@ -182,29 +197,4 @@ def _frame(message: bytes) -> bytes:
 
 
 def _info(run_id: str) -> bytes:
-    return _field(_INFO, _field(_STREAM_ID, run_id.encode()))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
-def _read_varint(message: bytes, at: int) -> tuple[int, int]:
-    number = shift = 0
-    while at < len(message) and shift < 64:
-        byte = message[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-        shift += 7
-    raise ValueError("a number is cut short")
+    return field(_INFO, field(_STREAM_ID, run_id.encode()))

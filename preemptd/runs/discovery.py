@@ -5,7 +5,6 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from preemptd.model import Process, Run
@@ -127,11 +126,19 @@ def _open_files(pid: int) -> Iterator[str]:
     """Yield what the descriptors of *pid* lead to. Raises OSError, also when there are none: it is about to end."""
     directory = f"/proc/{pid}/fd"
     names = os.listdir(directory)
-    if not names:
+    targets = [_target(f"{directory}/{name}") for name in names]
+    yield from (target for target in targets if target is not None)
+    # A process that ends in the middle of this loses all of them at once: its runs have not closed one by one.
+    if not names or (None in targets and not os.listdir(directory)):
         raise ProcessLookupError(errno.ESRCH, "it has no open files", directory)
-    for name in names:
-        with suppress(FileNotFoundError):  # closed since it was listed
-            yield os.readlink(f"{directory}/{name}")
+
+
+def _target(descriptor: str) -> str | None:
+    """Read where it leads to; None: it was closed since it was listed."""
+    try:
+        return os.readlink(descriptor)
+    except FileNotFoundError:
+        return None
 
 
 def _lines(path: str) -> list[str]:

@@ -10,15 +10,16 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
-from preemptd.events import Event, MarkingDone, RunMarked, RunsFound
+from preemptd.events import Event, MarkingDone, RunEnded, RunMarked, RunsFound
 from preemptd.model import Process, ProcessId, Run
 from preemptd.runs import discovery
 from preemptd.runs.attempt import RETRY, Attempt
 from preemptd.runs.core_socket import CoreError, Progress
 from preemptd.runs.discovery import Core
+from preemptd.runs.roster import Roster
 
 _STOP_WITHIN = 1.0
 
@@ -32,11 +33,22 @@ class _Demand:
     """None: not all cores have been looked at since the demand."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    """That runs are to be ended now."""
+
+    code: int
+    spared: Container[int]
+    """Pids of owners that end their runs themselves."""
+
+
 class Marker:
     """Start it before the notice; `look()` feeds it snapshots; `mark()` opens an escalation and `rest()` ends it."""
 
-    def __init__(self, put: Callable[[Event], None]) -> None:
+    def __init__(self, put: Callable[[Event], None], roster: Roster | None = None) -> None:
+        """Make it; *roster* is shown the runs while their processes live."""
         self._put = put
+        self._roster = roster or Roster()
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closed = False
@@ -51,8 +63,10 @@ class Marker:
         self._found: frozenset[Run] = frozenset()
         self._marking = False
         self._demands: list[_Demand] = []
-        self._attempts: dict[Run, Attempt] = {}
-        self._settled: set[Run] = set()
+        self._finish: _Finish | None = None
+        self._attempts: dict[tuple[Run, bool], Attempt] = {}
+        """By run, and whether it is to end it."""
+        self._settled: set[tuple[Run, bool]] = set()
         self._given_up: set[Run] = set()
         """Runs that had only a debug log and did not answer; if a transaction log appears they are tried after all."""
 
@@ -66,6 +80,14 @@ class Marker:
     def mark(self, asked: int) -> None:
         """Mark every run, and those that appear until `rest()`; `MarkingDone(asked)` when the known ones are done."""
         self._order(lambda: self._begin(asked))
+
+    def finish(self, asked: int, code: int, spared: Container[int] = ()) -> None:
+        """Mark and end every run with *code*, until `rest()`; `RunEnded` for each, then `MarkingDone(asked)`.
+
+        For the very last moment: what a run logs after that is dropped, and a later `Run.finish()` raises (0.19, 0.31)
+        or hangs for seconds (0.22). The runs of the processes *spared* are left alone.
+        """
+        self._order(lambda: self._begin(asked, _Finish(code, spared)))
 
     def rest(self) -> None:
         """End the escalation: nothing more is marked; the next `mark()` marks anew."""
@@ -122,6 +144,7 @@ class Marker:
         if not self._to_look:
             self._report_found()
             self._report_done()
+            self._roster.see(self._found, keep_closed=self._marking)
 
     def _take(self, processes: Sequence[Process]) -> None:
         """Add the cores of a snapshot. One that is missing is kept until it has ended: a snapshot can tear."""
@@ -130,9 +153,10 @@ class Marker:
                 self._cores[process.id] = Core(process)
         self._to_look = deque(self._cores.values())
 
-    def _begin(self, asked: int) -> None:
+    def _begin(self, asked: int, finish: _Finish | None = None) -> None:
         """Start with what is known, at once; then look at every core again."""
         self._marking = True
+        self._finish = finish or self._finish
         self._demands.append(_Demand(asked))
         now = time.monotonic()
         for core in list(self._cores.values()):
@@ -142,6 +166,7 @@ class Marker:
 
     def _end(self) -> None:
         self._marking = False
+        self._finish = None
         for attempt in self._attempts.values():
             attempt.hang_up()
         self._attempts.clear()
@@ -176,13 +201,24 @@ class Marker:
     def _attempt_all(self, core: Core, now: float) -> None:
         if core.address is None and core.out_of_reach is None:
             return
-        for run in (core.certain | (core.possible - self._given_up)) - self._settled:
-            if run not in self._attempts:
-                self._attempts[run] = Attempt(run, core, self._selector)
-                self._press(self._attempts[run], now)
+        for run in core.certain | (core.possible - self._given_up):
+            code = self._code_for(run)
+            key = run, code is not None
+            if key not in self._settled and key not in self._attempts:
+                if code is not None and (marking := self._attempts.get((run, False))):
+                    self._drop(marking)  # whoever ends it marks it first: two connections keep no order
+                self._attempts[key] = Attempt(run, core, self._selector, code)
+                self._press(self._attempts[key], now)
+
+    def _code_for(self, run: Run) -> int | None:
+        """Return the code with which *run* is to end; None: it is to be marked only."""
+        return self._finish.code if self._finish and run.owner_pid not in self._finish.spared else None
+
+    def _is_current(self, attempt: Attempt) -> bool:
+        return self._attempts.get((attempt.run, attempt.code is not None)) is attempt
 
     def _press(self, attempt: Attempt, now: float) -> None:
-        if self._attempts.get(attempt.run) is not attempt:
+        if not self._is_current(attempt):
             return
         if not attempt.core.lives():  # somebody else may have its address now
             self._forget(attempt.core)
@@ -194,8 +230,9 @@ class Marker:
     def _step(self, attempt: Attempt, step: Callable[[], Progress]) -> None:
         """Take *step*; whatever goes wrong in it concerns this run alone."""
         try:
-            if step() is Progress.MARKED:
-                self._settle(attempt)
+            progress = step()
+            if progress in (Progress.MARKED, Progress.TAKEN, Progress.EXITED):
+                self._settle(attempt, how="delivered" if progress is Progress.EXITED else "taken")
         except CoreError as error:
             self._settle(attempt, str(error))
         except PermissionError as error:
@@ -204,19 +241,30 @@ class Marker:
             log.debug("run %s: %s; asked again when it is due", attempt.run.run_id, error)
             attempt.hang_up()
 
-    def _settle(self, attempt: Attempt, why: str | None = None) -> None:
+    def _settle(self, attempt: Attempt, why: str | None = None, how: str = "") -> None:
         """Be done with a run for this escalation; say so, unless it is one that has probably ended before."""
+        settings = attempt.settings
         self._drop(attempt)
+        if attempt.taken:  # also when the connection ended then: 0.31 closes it when the run is gone
+            why, how = None, how or "taken"
         if why is not None and not attempt.certain:
             self._given_up.add(attempt.run)
             return
-        self._settled.add(attempt.run)
-        self._put(RunMarked(attempt.run, why, time.monotonic()))
+        if why is None:
+            self._roster.marked(attempt.run, settings)
+        if (attempt.run, False) not in self._settled:
+            self._settled.add((attempt.run, False))
+            self._put(RunMarked(attempt.run, why, time.monotonic()))
+        if attempt.code is not None:
+            if how == "delivered":
+                self._roster.ended(attempt.run, attempt.code)
+            self._settled.add((attempt.run, True))
+            self._put(RunEnded(attempt.run, attempt.code, how, why, time.monotonic()))
 
     def _drop(self, attempt: Attempt) -> None:
         """End an attempt of which there is nothing to say: its run has ended by itself."""
         attempt.hang_up()
-        self._attempts.pop(attempt.run, None)
+        self._attempts.pop((attempt.run, attempt.code is not None), None)
 
     def _report_found(self) -> None:
         found = frozenset(run for core in self._cores.values() for run in core.certain)
@@ -228,6 +276,6 @@ class Marker:
         for demand in list(self._demands):
             if demand.waits_for is None:
                 demand.waits_for = tuple(self._attempts.values())
-            if not any(self._attempts.get(a.run) is a and a.delays_telling for a in demand.waits_for):
+            if not any(self._is_current(attempt) and attempt.delays_telling for attempt in demand.waits_for):
                 self._demands.remove(demand)
                 self._put(MarkingDone(demand.asked))

@@ -2,8 +2,9 @@
 
     python -m tests.lab.wandb_backend        prints ``ready http://127.0.0.1:PORT``; GET /__calls returns the calls
 
-It is no model of W&B's own decisions: tests say what was sent, not what a server would make of it. An operation that
-it does not know is answered with an error and recorded: an empty ``data`` would make wandb-core panic.
+It is no model of W&B's own decisions: tests say what was sent, not what a server would make of it. It keeps what a run
+that is resumed is asked for: config, and the lines of its files. An operation that it does not know is answered with
+an error and recorded: an empty ``data`` would make wandb-core panic. `break_down` makes it fail.
 """
 
 import gzip
@@ -45,6 +46,8 @@ class WandbBackend:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
+        self._fault: tuple[str, str] | None = None
+        self._mended = threading.Event()
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -56,9 +59,24 @@ class WandbBackend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Be gone: whoever connects is refused."""
+        self.mend()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def break_down(self, how: str, where: str = "/file_stream") -> None:
+        """Fail from now on: *how* is ``500``, ``hang`` or ``drop``; only requests whose path ends with *where*."""
+        self._mended.clear()
+        self._fault = how, where
+
+    def mend(self) -> None:
+        """Work again; what hangs is answered by then."""
+        self._fault = None
+        self._mended.set()
 
     def env(self) -> dict[str, str]:
         """Return what makes an unmodified script use this server, and start quickly."""
@@ -94,6 +112,30 @@ class WandbBackend:
     def exit_codes(self, run_id: str) -> list[int]:
         """Return the exit codes that were reported for *run_id*."""
         return [call.body["exitcode"] for call in self._streams(run_id) if call.body.get("complete") is True]
+
+    def lines(self, run_id: str, name: str) -> list[str]:
+        """Return the lines of one of the run's streamed files, such as ``wandb-history.jsonl``."""
+        kept: list[str] = []
+        for call in self._streams(run_id):
+            chunk = (call.body.get("files") or {}).get(name)
+            if chunk:
+                kept[chunk["offset"] :] = chunk["content"]
+        return kept
+
+    def config(self, run_id: str) -> Json:
+        """Return the config that was sent last."""
+        sent = [call.body for call in self.calls if call.operation == "UpsertBucket" and call.run_id == run_id]
+        found: Json = json.loads(next((body["config"] for body in reversed(sent) if body.get("config")), "{}"))
+        return found
+
+    def fails(self, path: str) -> str:
+        """Say how the request for *path* is to fail; empty: not at all."""
+        fault = self._fault
+        return fault[0] if fault is not None and path.endswith(fault[1]) else ""
+
+    def hang(self) -> None:
+        """Wait until the fault is over."""
+        self._mended.wait()
 
     def unknown(self) -> list[str]:
         """Return the GraphQL operations that were asked for and are not answered here."""
@@ -137,7 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self._body()
-        if self.path == "/graphql":
+        if fault := self.server.backend.fails(self.path):
+            self._fail(fault)
+        elif self.path == "/graphql":
             self._graphql(json.loads(body))
         elif match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
             self._record("file_stream", match[1], json.loads(body))
@@ -145,6 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._record("", "", {})
             self._answer(404, {})
+
+    def _fail(self, fault: str) -> None:
+        self.server.backend.record(Call(time.monotonic(), "POST", self.path, f"failed: {fault}", ""))
+        self.close_connection = True
+        if fault == "500":
+            self._answer(500, {})
+        elif fault == "hang":
+            self.server.backend.hang()
 
     def _graphql(self, request: Json) -> None:
         variables: Json = request.get("variables") or {}
@@ -218,7 +270,7 @@ def _upsert_bucket(backend: WandbBackend, variables: Json) -> Json:
                 "config": variables.get("config") or "{}",
                 "sweepName": variables.get("sweep"),
                 "project": _project(variables),
-                "historyLineCount": 0,
+                "historyLineCount": len(backend.lines(name, "wandb-history.jsonl")),
             },
             "inserted": backend.runs().count(name) == 1,
         }
@@ -235,8 +287,27 @@ def _create_run_files(backend: WandbBackend, variables: Json) -> Json:
     return {"createRunFiles": {"runID": f"run-{run}", "uploadHeaders": [], "files": files}}
 
 
-def _run_resume_status(_backend: WandbBackend, variables: Json) -> Json:
-    return {"model": {**_project(variables), "bucket": None}}
+def _run_resume_status(backend: WandbBackend, variables: Json) -> Json:
+    name = variables["name"]
+    if name not in backend.runs():
+        return {"model": {**_project(variables), "bucket": None}}
+    history, events = (backend.lines(name, f"wandb-{kind}.jsonl") for kind in ("history", "events"))
+    bucket = {
+        "id": f"run-{name}",
+        "name": name,
+        "displayName": name,
+        "summaryMetrics": "".join(backend.lines(name, "wandb-summary.json")) or "{}",
+        "logLineCount": len(backend.lines(name, "output.log")),
+        "historyLineCount": len(history),
+        "eventsLineCount": len(events),
+        "historyTail": json.dumps(history[-1:]),
+        "eventsTail": json.dumps(events[-1:]),
+        "config": json.dumps(backend.config(name)),
+        "tags": [],
+        "notes": None,
+        "wandbConfig": json.dumps({"t": 1}),
+    }
+    return {"model": {**_project(variables), "bucket": bucket}}
 
 
 def _server_features(_backend: WandbBackend, _variables: Json) -> Json:
@@ -245,6 +316,15 @@ def _server_features(_backend: WandbBackend, _variables: Json) -> Json:
 
 def _run_stopped_status(_backend: WandbBackend, _variables: Json) -> Json:
     return {"project": {"run": {"stopped": False}}}
+
+
+def _probe_settings(_backend: WandbBackend, _variables: Json) -> Json:
+    return {"ServerSettingsType": {"fields": [{"name": "name"}]}}
+
+
+def _no_capabilities(_backend: WandbBackend, _variables: Json) -> Json:
+    """Be a plain server: 0.19 and 0.22 ask what its schema has when they sync."""
+    return {"QueryType": {"fields": []}, "MutationType": {"fields": []}, "ServerInfoType": {"fields": []}}
 
 
 def _no_organization(_backend: WandbBackend, _variables: Json) -> Json:
@@ -258,6 +338,8 @@ _ANSWERS: Mapping[str, Callable[[WandbBackend, Json], Json]] = {
     "RunResumeStatus": _run_resume_status,
     "ServerFeaturesQuery": _server_features,
     "RunStoppedStatus": _run_stopped_status,
+    "ProbeServerSettings": _probe_settings,
+    "ProbeServerCapabilities": _no_capabilities,
     "OrganizationCoreWeaveOrganizationID": _no_organization,
 }
 

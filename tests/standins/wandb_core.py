@@ -1,8 +1,9 @@
 """A process that speaks wandb-core's frames: python wandb_core.py DIRECTORY [--tcp] [--not-listening] MODE
 
 It listens on DIRECTORY/socket, prints ``ready ADDRESS``, then one JSON line for every whole frame that it reads. MODE:
-good answers; silent never does; full has a backlog without room until it is told ``accept``; breaks closes the first
-three connections after their first frame; drips answers one byte at a time; garbage and huge answer nonsense.
+good answers; uploads never says of a run that was ended that all is uploaded; silent never answers; full has a backlog
+without room until it is told ``accept``; breaks closes the first three connections after their first frame; drips
+answers one byte at a time; garbage and huge answer nonsense.
 Standard input takes orders, each answered by ``did ORDER``: ``open ID`` (its log appears, and it is served),
 ``file ID`` (only its log appears), ``log ID`` (only its debug log appears), ``serve ID``, ``close ID`` (its transaction
 log closes, its debug log stays), ``bad-name`` (a run whose id is not UTF-8 appears), ``accept``. It shares no code
@@ -40,6 +41,11 @@ def parse(message: bytes) -> dict[str, str]:
         assert rest[:1] == b"\x52", message
         assert rest[1] == len(rest) - 2, message
         return {"attach": run_id, "request_id": rest[2:].decode()}
+    if message[2:12] == b"\x82\x01\x06\x22\x04exit\x92":
+        content, rest = message[14 : 14 + message[13]], message[14 + message[13] :]
+        assert message[0] == 0x0A
+        assert rest[-6:] == b"\x52\x04exit", message
+        return {"exit": rest[5:-6].decode(), "code": content[1:].hex()}
     assert message[:8] == b"\x0a" + message[1:2] + b"\xba\x01\x00\xc2\x0c" + message[7:8], message
     assert message[9] == len(message) - 10, message
     return {"preempting": message[10:].decode()}
@@ -84,6 +90,8 @@ def serve(connection: socket.socket) -> None:
                 return
             if frame.get("attach") in SERVED:
                 reply(connection, frame)
+            elif "exit" in frame and MODE != "uploads":
+                connection.sendall(b"W\x0b\x00\x00\x00\x52\x04exit\x12\x03\x92\x01\x00")
 
 
 def listen() -> tuple[socket.socket, str]:

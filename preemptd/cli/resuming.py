@@ -1,0 +1,43 @@
+"""Puts together what keeps a job's W&B run from one start to the next."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from preemptd.cli.environment import state_directory
+from preemptd.config import Settings
+from preemptd.events import Event
+from preemptd.journal import Journal
+from preemptd.resumption.keeper import JobResumption, NoResumption, Resumption
+from preemptd.resumption.page import Place
+from preemptd.resumption.record import Record, job_name, variables
+
+
+def resumption_of(
+    environ: Mapping[str, str], settings: Settings, argv: Sequence[str], complain: Callable[[str], None]
+) -> Resumption:
+    """Choose: nothing is kept where nothing would prove that a later start continues this one."""
+    if settings.no_wandb or settings.dry_run:
+        return NoResumption()
+    name = job_name(environ, settings.job_id, argv, os.getcwd())
+    if name is None:
+        return NoResumption(variables(environ, Record()))
+    place = Place.of(settings.checkpoint_dir, state_directory(environ, settings.state_dir))
+    return JobResumption(place, name, environ, complain)
+
+
+def look(resumption: Resumption, journal: Journal, *, adopted: bool) -> Mapping[str, str]:
+    """Find the W&B run that the command is to go on with, and say so; return the variables that it gets."""
+    resumed = resumption.look(adopted=adopted)
+    if not adopted and "WANDB_RUN_ID" in resumed:
+        journal.write("resumes", run_id=resumed["WANDB_RUN_ID"])
+    return resumed
+
+
+def overheard(resumption: Resumption, put: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Let *resumption* hear, in the sender's thread, what goes through *put*."""
+
+    def put_both(event: Event) -> None:
+        resumption.hear(event)
+        put(event)
+
+    return put_both
