@@ -1,9 +1,11 @@
 """What a notice would find if it came now, said while there is time to mend it."""
 
+import os
 from collections.abc import Iterator, Sequence
 from signal import Signals
 
 from preemptd import procfs
+from preemptd.discretion import discreet
 from preemptd.model import Process
 from preemptd.targets.selection import Selection, other_nodes
 
@@ -28,5 +30,11 @@ def warnings(selection: Selection, signals: Sequence[Signals], *, anybody_listen
 
 
 def in_short(process: Process) -> str:
-    """Name *process* for people."""
-    return " ".join(process.cmdline)[:200] or process.comm
+    """Name *process* for people and journals: without secrets."""
+    return discreet(" ".join(process.cmdline))[:200] or process.comm
+
+
+def brief(process: Process) -> str:
+    """Name it in few words: what a program runs says more than where it lies."""
+    program, blank, rest = in_short(process).partition(" ")
+    return f"{os.path.basename(program) or program}{blank}{rest}"[:60]
