@@ -15,6 +15,13 @@ else:
     import tomli as tomllib
 
 PREFIX = "PREEMPTD_"
+LONGEST_FILE = 2**20
+"""Bytes; /dev/zero has no end."""
+
+
+def _signal_name(value: object) -> object:
+    """Take `SIGUSR1` and `usr1` for USR1, as kill does."""
+    return value.upper().removeprefix("SIG") if isinstance(value, str) and value != "auto" else value
 
 
 def _words(value: object) -> object:
@@ -39,7 +46,7 @@ class Settings(BaseModel):
 
     provider: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Names of providers; empty: find out."""
-    signal: Literal["auto", "USR1", "USR2", "TERM"] = "auto"
+    signal: Annotated[Literal["auto", "USR1", "USR2", "TERM"], BeforeValidator(_signal_name)] = "auto"
     signal_target: Literal["auto", "main", "tree"] = "auto"
     grace: Seconds | None = None
     """Seconds, for sources that name no deadline; None: 30."""
@@ -64,6 +71,11 @@ class Settings(BaseModel):
     sweep: bool = False
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The tables ``[providers.NAME]``; each is checked by that provider's own model."""
+
+    @property
+    def code_for_wandb(self) -> int:
+        """The exit code of a preempted W&B run: never 0, which would be *finished*, and not handed out again."""
+        return self.preempted_exit_code or 75
 
     @property
     def signals(self) -> tuple[Signals, ...]:
@@ -96,7 +108,10 @@ def from_file(path: str) -> dict[str, object]:
     """
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            text = file.read(LONGEST_FILE + 1)
+        if len(text) > LONGEST_FILE:
+            raise ConfigError(f"configuration file {path} is longer than {LONGEST_FILE:,} bytes: that is none of ours")
+        return tomllib.loads(text.decode())
     except OSError as error:
         raise ConfigError(f"configuration file {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -6,11 +6,12 @@ The parts: `Watching` (providers), `Telling` (who is told), `Supervision` (the c
 """
 
 from collections.abc import Sequence
+from functools import partial
 from signal import Signals
 
-from preemptd.errors import PreemptdError, place_of
+from preemptd.errors import CommandError, place_of
 from preemptd.escalating import Escalating
-from preemptd.escalation import Timing, notified
+from preemptd.escalation import Step, Timing, notified
 from preemptd.events import (
     Event,
     LedgerWritten,
@@ -22,6 +23,7 @@ from preemptd.events import (
     NoticeArrived,
     NoticeRevoked,
     ProvidersProbed,
+    RunEnded,
     RunMarked,
     RunsFound,
     Scanned,
@@ -32,7 +34,7 @@ from preemptd.events import (
 from preemptd.model import Outcome, Run
 from preemptd.parts import Parts, Timers
 from preemptd.settling import Ending
-from preemptd.supervision import Supervision
+from preemptd.supervision import STOPS, Supervision
 from preemptd.telling import Telling
 from preemptd.watching import Watching
 
@@ -40,6 +42,8 @@ PENDING_WITHIN = 0.3
 """Seconds in which watches that are certain to be at home may say before the start that a notice is pending.
 
 They answer within 10 ms; a busy machine needs more. Ignorance starts the command."""
+TELLING_SOON = 0.05
+"""Seconds between two looks whether the telling is over, for a SIGTERM that came into the middle of it."""
 LOOK_EVERY = 5.0
 """Seconds between scans while nothing is announced: keeps what telling needs warm."""
 SETTLE_BUDGET = 10.0
@@ -63,6 +67,9 @@ class Daemon:
         self._terminated_in = 0
         """Number of the escalation in which SIGTERM has come to us."""
         self._said_held = False
+        self._asking: list[int] = []
+        self._sent_away = False
+        """The command has ended, and somebody does not want us to wait for those who still save."""
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -81,13 +88,13 @@ class Daemon:
         self._watching.start()
         try:
             self._begin()
-            while self._outcome is None or self._escalating.lingers:
+            while self._outcome is None or (self._escalating.lingers and not self._sent_away):
                 event = self._parts.inbox.get(self._timers.wait())
                 try:
                     if event is not None:
                         self._handle(event)
                     self._timers.run_due()
-                except PreemptdError:
+                except CommandError:
                     raise
                 except Exception as error:  # noqa: BLE001 - a bug in here must not cost the training
                     self._parts.journal.warn(f"internal error, please report it: {error!r} at {place_of(error)}")
@@ -113,12 +120,15 @@ class Daemon:
                 self._watching.probed(event)
             case Scanned():
                 self._telling.scanned(event.processes)
+                self._answer_all()
             case MarkingDone():
                 self._telling.marking_done(event.asked)
             case LedgerWritten():
                 self._telling.ledger_written(event.number)
             case RunMarked():
                 self._escalating.marked(event)
+            case RunEnded():
+                self._escalating.ended(event)
             case RunsFound():
                 self._runs = event.runs
             case LinkJoined():
@@ -139,7 +149,7 @@ class Daemon:
     def _begin(self) -> None:
         """Hold the command until the watches have said whether a notice is pending, if that makes a difference."""
         if self._supervision.held and self._watching.providers and self._parts.settings.when_pending != "start":
-            self._timers.after(PENDING_WITHIN, self._decide)
+            self._timers.after(0.0 if self._watching.all_answered else PENDING_WITHIN, self._decide)
         else:
             self._release()
 
@@ -183,24 +193,38 @@ class Daemon:
 
     def _signal(self, event: SignalArrived) -> None:
         """Pass an ordinary signal on, unless a provider or an open notice makes more of it: a stop is no preemption."""
-        notices = self._watching.judge_signal(event.signum)
+        notices = () if self._supervision.held else self._watching.judge_signal(event.signum)
         for notice in notices:
             self._escalating.notice(notice)
-        if notices:
+        if not notices:
+            self._pass_on(event)
+
+    def _pass_on(self, event: SignalArrived) -> None:
+        if event.signum is Signals.SIGTERM and self._telling.about_to_tell:
+            # GCE may shut down at once: who is told in a moment must not die of SIGTERM, nor torchrun above it.
+            self._timers.after(TELLING_SOON, partial(self._pass_on, event))
             return
         escalation = self._escalating.current
         shuts_down = event.signum is Signals.SIGTERM and escalation is not None and len(self._telling.roll) > 0
         if shuts_down and escalation is not None and self._terminated_in != escalation.number:
             # The machine goes, as it was announced: who saves goes on saving. A second SIGTERM is somebody's wish.
             self._terminated_in = escalation.number
-            self._telling.term()
+            self._telling.insist(Step.TERM)
             return
+        self._sent_away = self._outcome is not None and event.signum in STOPS
         self._take_outcome(self._supervision.signal(event))
 
     def _answer(self, event: LinkAsked) -> None:
         if event.verb == "notify":
             self._escalating.notice(notified(event.fields, self._timers.now()))
-        self._parts.link.answer(event.peer, {"type": "status", **self._status()})
+        self._asking.append(event.peer)
+        self._telling.look()
+
+    def _answer_all(self) -> None:
+        """Answer those who asked since the last look: who would be told is as old as the picture."""
+        for peer in self._asking:
+            self._parts.link.answer(peer, {"type": "status", **self._status()})
+        self._asking.clear()
 
     def _status(self) -> dict[str, object]:
         return {
@@ -222,8 +246,11 @@ class Daemon:
         self._watching.settle(outcome, SETTLE_BUDGET if spare is None else max(1.0, min(spare, SETTLE_BUDGET)))
         return Ending(
             outcome,
-            told=self._parts.outer.preempted or (bool(roll) and self._escalating.explains_an_end),
+            told=self._parts.outer.preempted or (self._telling.reached and self._escalating.explains_an_end),
+            started=self._supervision.started,
             done=roll.finished,
+            done_pids=roll.done,
+            told_at=roll.first_told,
             saved=roll.saved > 0,
             since_notice=None if escalation is None else now - escalation.began,
             spare=spare,

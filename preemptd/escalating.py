@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from preemptd.escalation import Escalation, Step, Timing, Verdict, acts_at, deadline_of, judge
-from preemptd.events import NoticeRevoked, RunMarked
+from preemptd.escalation import Escalation, Timing, Verdict, acts_at, deadline_of, judge
+from preemptd.events import NoticeRevoked, RunEnded, RunMarked
 from preemptd.notices import Level, Notice
 from preemptd.parts import Parts, Timers
 from preemptd.settling import AFTER_REVOCATION
@@ -92,6 +92,7 @@ class Escalating:
             remaining=notice.remaining,
             grace=round(self._left(notice), 1),
             deadline=notice.deadline.isoformat() if notice.deadline else None,
+            ms=round((self._timers.now() - notice.observed) * 1000, 1),
             acted=acted,
             why=why,
         )
@@ -108,10 +109,8 @@ class Escalating:
 
     def _step(self) -> None:
         for step in self.current.due(self._timers.now()) if self.current else ():
-            if step is Step.TERM:
-                self._telling.term()
-            elif step is Step.KILL and not self._holding:
-                self._telling.kill()
+            if not self._holding:
+                self._telling.insist(step)
             self.current = self.current.did(step) if self.current else None
         self._plan()
 
@@ -132,6 +131,18 @@ class Escalating:
             ok=event.why is None,
             why=event.why,
             ms=round((event.mono - began) * 1000, 1),
+        )
+
+    def ended(self, event: RunEnded) -> None:
+        """Write down what became of the exit record of a run."""
+        self._parts.journal.write(
+            "repaired",
+            run_id=event.run.run_id,
+            ok=event.why is None,
+            how="wire",
+            why=event.why,
+            code=event.code,
+            ms=round((event.mono - (self.current.began if self.current else event.mono)) * 1000, 1),
         )
 
     # -- what others ask -----------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ class Step(Enum):
     """What is left to do after the telling, in the order of time."""
 
     TERM = "term"
+    EXIT = "exit"
+    """The exit record of W&B runs, before our own SIGKILL: what it ends can no longer report by itself."""
     KILL = "kill"
     DEADLINE = "deadline"
 
@@ -126,6 +128,10 @@ class Escalation:
         return min(self.notices, key=lambda notice: deadline_of(notice, self.timing))
 
     @property
+    def event_ids(self) -> tuple[str, ...]:
+        return tuple(notice.event_id for notice in self.notices)
+
+    @property
     def already_sent(self) -> frozenset[int]:
         return frozenset().union(*(notice.already_sent for notice in self.notices))
 
@@ -153,10 +159,13 @@ class Escalation:
         if step is Step.DEADLINE:
             return self.deadline
         if step is Step.KILL:
-            if self.timing.kill is Killing.NEVER:
+            if self.timing.kill is Killing.NEVER or any(notice.final for notice in self.notices):
                 return None
             left = reserve(self.total, self.timing.reserve) if self.timing.kill is Killing.AT_RESERVE else 0.0
             return self.deadline - left
+        if step is Step.EXIT:
+            kill = self.at(Step.KILL)
+            return None if kill is None else kill - min(2.0, 0.1 * self.total)
         if self.total <= 0 or any(notice.final for notice in self.notices):
             return None
         return self.since + term_after(self.total, self.timing.reserve)

@@ -75,7 +75,7 @@ class RunEnded:
     run: Run
     code: int
     how: str = ""
-    """``delivered``: it said that all is uploaded (0.31). ``taken``: it has read the record. Empty: neither."""
+    """``delivered``: it said that all is uploaded. ``taken``: it has read the record. Empty: neither."""
     why: str | None = None
     mono: float = 0.0
 

@@ -4,7 +4,6 @@ import json
 import os
 import queue
 import select
-import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -166,7 +165,7 @@ def printable(text: str) -> str:
 
 
 def _seconds(value: object) -> str:
-    return f"{value:.0f} s" if isinstance(value, (int, float)) else "unknown time"
+    return f"{round(value)} s" if isinstance(value, (int, float)) else "unknown time"
 
 
 def _ms(value: object) -> str:
@@ -176,7 +175,7 @@ def _ms(value: object) -> str:
 def _started(line: Line) -> str:
     again = "still runs, taken over" if line["adopted"] else "runs"
     attempt = f", attempt {line['attempt']}" if line["attempt"] else ""
-    return f"{shlex.join(map(str, _list(line['command'])))} {again} as pid {line['pid']}{attempt}"
+    return f"{line['command']} {again} as pid {line['pid']}{attempt}"
 
 
 def _provider(line: Line) -> str:
@@ -206,9 +205,20 @@ def _marked(line: Line) -> str:
     return f"W&B run {line['run_id']} could not be marked preempting: {line['why']}"
 
 
+def _repaired(line: Line) -> str:
+    if line["ok"]:
+        return (
+            ""
+            if line["how"] == "nothing"
+            else f"W&B run {line['run_id']} ended with code {line['code']} ({line['why']})"
+        )
+    return f"W&B run {line['run_id']} could not be ended as preempted: {line['why']}"
+
+
 def _told(line: Line) -> str:
     how = "over the link" if line["how"] == "link" else f"by SIG{line['how']}"
-    return f"told pid {line['pid']} {how} after {_ms(line['ms'])}: {line['command']}"
+    told = "would tell" if line.get("dry_run") else "told"
+    return f"{told} pid {line['pid']} {how} after {_ms(line['ms'])}: {line['command']}"
 
 
 def _acknowledged(line: Line) -> str:
@@ -233,7 +243,9 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "provider": _provider,
     "notice": _notice,
     "advice": _advice,
+    "resumes": lambda line: f"W&B run {line['run_id']} is to go on",
     "marked": _marked,
+    "repaired": _repaired,
     "told": _told,
     "spared": lambda _: "",
     "seen": lambda _: "",
@@ -248,11 +260,8 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
 }
 
 
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
 def say(line: Line) -> str:
     """Put a journal line into words; empty for what only the journal keeps."""
-    words = _WORDS[str(line["event"])](line)
-    return f"preemptd: {words}" if words else ""
+    words = _WORDS.get(str(line["event"]))
+    text = words(line) if words else ""
+    return f"preemptd: {text}" if text else ""

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
@@ -39,6 +39,11 @@ class Record:
     began: float = 0.0
     """time.time() of the start of this attempt."""
     told: tuple[Told, ...] = field(default=())
+
+    def adding(self, event_ids: Collection[str], told: Iterable[tuple[ProcessId, str]]) -> "Record":
+        """Note tellings (who, how) under each of these events: the one that is left when another is revoked counts."""
+        new = (Told(event_id, process, how) for process, how in told for event_id in event_ids)
+        return replace(self, told=tuple(dict.fromkeys((*self.told, *new))))
 
     def forgetting(self, event_id: str) -> "Record":
         """After a CLEAR the same event is news again."""

@@ -1,7 +1,7 @@
 """What the daemon is put together from; composition happens in cli."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,8 @@ class Marking(Protocol):
 
     def mark(self, asked: int) -> None: ...
 
+    def finish(self, asked: int, code: int, spared: Container[int] = ()) -> None: ...
+
     def rest(self) -> None: ...
 
     def stop(self) -> None: ...
@@ -43,6 +45,9 @@ class NoMarker:
         pass
 
     def mark(self, asked: int) -> None:
+        self._put(MarkingDone(asked))
+
+    def finish(self, asked: int, code: int, spared: Container[int] = ()) -> None:  # noqa: ARG002 - a null object
         self._put(MarkingDone(asked))
 
     def rest(self) -> None:

@@ -143,6 +143,7 @@ class Provider(ABC):
     """True: only ever used when named with ``--provider``."""
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        self.options = options
         self.surroundings = surroundings
 
     @classmethod

@@ -8,7 +8,9 @@ from preemptd.model import Outcome
 AFTER_REVOCATION = 60.0
 """Seconds for which a revoked notice still explains the end of a process that was told of it."""
 FUTILE_LIMIT = 3
-"""After so many preempted attempts in a row without progress the command's own status is passed on."""
+"""With so many preempted attempts in a row without progress the command's own status is passed on."""
+UNDONE = 1
+"""Instead of an own status of 0 there: frameworks exit 0 after a preemption, and the job is not done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +18,16 @@ class Ending:
     """What is known when the command has ended."""
 
     outcome: Outcome
+    started: bool
+    """False: it never ran, for a notice was pending, or somebody stopped us before."""
     told: bool
     """It was told of a notice that is open, or was revoked a moment ago."""
     done: bool
     """A process of it said preemptd.done()."""
+    done_pids: frozenset[int]
+    """Who said so."""
+    told_at: float | None
+    """Monotonic time of the first telling; None: nobody was told."""
     saved: bool
     """A process of it said preemptd.saved()."""
     since_notice: float | None
@@ -49,6 +57,8 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         futile: preempted attempts without progress before this one.
     """
     outcome = ending.outcome
+    if not ending.started:
+        return Settled(outcome.status, False, "never started", futile)
     if not ending.told:
         why = "ended by itself" if outcome.known else "its exit status is not known"
         return Settled(outcome.status, False, why, 0)
@@ -56,6 +66,8 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         return Settled(outcome.status, False, "told of a preemption, but done", 0)
     futile = futile + 1 if progress is False else 0
     if futile >= FUTILE_LIMIT:
-        why = f"preempted {futile} times in a row without a new checkpoint: its own status is passed on"
-        return Settled(outcome.status, True, why, futile)
+        why = (
+            f"preempted {futile} times in a row without a new checkpoint: its own status {outcome.status} is passed on"
+        )
+        return Settled(outcome.status or UNDONE, True, why, futile)
     return Settled(settings.preempted_exit_code, True, f"preempted (its own status was {outcome.status})", futile)

@@ -9,6 +9,9 @@ from preemptd.notices import Notice
 from preemptd.parts import Link, Message
 from preemptd.targets.selection import LINK, Choice
 
+REJOINS_WITHIN = 2.5
+"""Seconds in which a client is back after a restart of the daemon: it tries to connect every two."""
+
 
 def notice_message(notice: Notice, escalation: Escalation, now: float) -> Message:
     """Put *notice* into the words of the link; ``remaining`` is in seconds from *now*."""

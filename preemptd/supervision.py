@@ -30,7 +30,8 @@ class Supervision:
         """Make it; *started* is called when the command runs."""
         self._target = target
         self._helpers = helpers
-        self._started = started
+        self._say_started = started
+        self.started = False
         self._interrupted = False
         self.held = isinstance(target, Child)
         """The command is forked, and waits for `release`."""
@@ -38,10 +39,6 @@ class Supervision:
     @property
     def id(self) -> ProcessId:
         return self._target.id
-
-    @property
-    def adopted(self) -> bool:
-        return isinstance(self._target, Attached)
 
     def release(self) -> None:
         """Start the command.
@@ -54,7 +51,8 @@ class Supervision:
         else:
             self.held = False
             self._target.release()
-        self._started()
+        self.started = True
+        self._say_started()
 
     def abandon(self) -> None:
         """Never start it."""

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from signal import Signals
+from threading import Thread
 
 from preemptd import procfs
-from preemptd.escalation import Escalation
+from preemptd.escalation import Escalation, Step
 from preemptd.events import LinkJoined, LinkLeft, LinkSaid
 from preemptd.insisting import Insisting
-from preemptd.ledger import Told
 from preemptd.model import Process, ProcessId
 from preemptd.parts import Parts, Timers
 from preemptd.procfs import Sent
-from preemptd.subscribers import Subscribers, notice_message
+from preemptd.subscribers import REJOINS_WITHIN, Subscribers, notice_message
 from preemptd.targets.reachability import in_short, warnings
 from preemptd.targets.restarts import Restarts
 from preemptd.targets.roll import Roll
@@ -21,7 +21,7 @@ from preemptd.targets.selection import LINK, Choice, Policy, Selection, select
 MARKING_BUDGET = 0.25
 """Seconds that a telling waits for the W&B marks and the ledger's disk, which may hang."""
 SCAN_EVERY = 0.2
-"""Seconds between scans while an escalation is open: a rank that still imports torch gets its handler late."""
+"""Seconds between scans while an escalation is open: a rank that imports torch gets its handler late."""
 SCAN_AFTER_DEADLINE = 2.0
 """Seconds between scans when the machine should be gone already."""
 
@@ -55,9 +55,7 @@ class Telling:
         self._asked = 0
         self._awaited: int | None = None
         self._marked = False
-        self._only_shown: set[ProcessId] = set()  # under --dry-run
-
-    # -- the escalation ------------------------------------------------------------------------------------------
+        self._passed_over: set[ProcessId] = set()  # shown under --dry-run, or another user's
 
     def begin(self, escalation: Escalation) -> None:
         """Open: mark what is known now, look afresh, tell what that shows."""
@@ -65,6 +63,7 @@ class Telling:
         self.roll.clear()
         self.restarts.clear()
         self._spared.clear()
+        self._passed_over.clear()
         self._marked = False
         self._awaited = None
         self._restore(escalation)
@@ -77,6 +76,7 @@ class Telling:
         """Take over a tighter deadline or another notice: those who were told over the link hear of it."""
         self.escalation = escalation
         self._restore(escalation)
+        self._parts.ledger.write(self._parts.ledger.record.adding(escalation.event_ids, self.roll.tellings))
         self._subscribers.update(self.roll.ids, escalation, self._timers.now())
         self._inform_wrappers(escalation)
 
@@ -94,9 +94,9 @@ class Telling:
 
     def _restore(self, escalation: Escalation) -> None:
         """Put on the roll whom an earlier daemon told of one of these events."""
-        events = {notice.event_id for notice in escalation.notices}
-        for told in (told for told in self._parts.ledger.record.told if told.event_id in events):
-            self.roll.tell(told.process, told.how, self._timers.now())
+        for told in self._parts.ledger.record.told:
+            if told.event_id in escalation.event_ids:
+                self.roll.tell(told.process, told.how, self._timers.now() + REJOINS_WITHIN)
 
     def _inform_wrappers(self, escalation: Escalation) -> None:
         self._subscribers.to_wrappers(notice_message(escalation.first, escalation, self._timers.now()))
@@ -106,8 +106,10 @@ class Telling:
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Ask for a snapshot; `scanned` gets it."""
+        """Ask for a snapshot; `scanned` gets it. While an escalation is open there is always a next one planned."""
         self._parts.scanner.ask()
+        if self.escalation is not None:
+            self._timers.after(self._pause(), self.look)
 
     def scanned(self, processes: Sequence[Process]) -> None:
         self.processes = processes
@@ -126,7 +128,6 @@ class Telling:
             self._parts.journal.write("escalated", step="launcher", ms=self.ms(), pids=[p.pid for p in stopped])
         choices = (*self.selection.told, *self._subscribers.elsewhere(processes))
         self._prepare(tuple(choice for choice in choices if self._is_new(choice, unheard)))
-        self._timers.after(self._pause(), self.look)
 
     def ended(self, process: ProcessId) -> None:
         """Hear that *process* has ended, and look whether others that were told are still there."""
@@ -154,27 +155,25 @@ class Telling:
         return self.roll.unseen(self._timers.now(), min(2.0, 0.1 * self.escalation.total))
 
     def _is_new(self, choice: Choice, unheard: frozenset[ProcessId]) -> bool:
-        if choice.process.id in self._only_shown or choice.process.id in self.restarts:
+        if self.escalation is None or choice.process.id in self._passed_over or choice.process.id in self.restarts:
             return False
-        if choice.how != LINK and Signals[f"SIG{choice.how}"] in self._already_sent():
+        if choice.how != LINK and Signals[f"SIG{choice.how}"] in self.escalation.already_sent:
             return False
-        return choice.process.id not in self.roll or choice.process.id in unheard
-
-    def _already_sent(self) -> frozenset[int]:
-        return self.escalation.already_sent if self.escalation else frozenset()
+        return choice.process.id not in self.roll or (choice.how != LINK and choice.process.id in unheard)
 
     def _note_spared(self) -> None:
         for choice in self.selection.spared:
             said = (choice.process.id, choice.why)
             if said not in self._spared and choice.process.id not in self.roll:  # who leaves puts its handler away
                 self._spared.add(said)
-                self._parts.journal.write(
-                    "spared", pid=choice.process.pid, why=choice.why, command=in_short(choice.process)
-                )
+                short = in_short(choice.process)
+                self._parts.journal.write("spared", pid=choice.process.pid, why=choice.why, command=short)
 
     def joined(self, event: LinkJoined) -> None:
         self._subscribers.joined(event)
         if self.escalation is not None:
+            # Told by signal before it asked, or by an earlier daemon that heard its "seen": clients know events by id.
+            self._subscribers.update(self.roll.ids & {event.process}, self.escalation, self._timers.now())
             self._inform_wrappers(self.escalation)
             self.look()
 
@@ -209,10 +208,10 @@ class Telling:
         """Write down who is to be told, then tell: in this order, for a kill -9 may fall in between."""
         if not choices or self._batch is not None or self.escalation is None:
             return
-        event_id = self.escalation.first.event_id
-        record = self._parts.ledger.record
-        told = tuple(Told(event_id, choice.process.id, choice.how) for choice in choices)
-        number = self._parts.ledger.write(replace(record, told=record.told + told))
+        number = 0
+        if not self._parts.settings.dry_run:
+            told = ((choice.process.id, choice.how) for choice in choices)
+            number = self._parts.ledger.write(self._parts.ledger.record.adding(self.escalation.event_ids, told))
         self._batch = _Batch(choices, number)
         if self._marked:  # a later telling: who listens only now may have begun its run only now
             self._marked = False
@@ -235,7 +234,7 @@ class Telling:
     def _tell(self, choice: Choice, escalation: Escalation) -> None:
         process, how, now = choice.process, choice.how, self._timers.now()
         if self._parts.settings.dry_run:
-            self._only_shown.add(process.id)
+            self._passed_over.add(process.id)
         else:
             if how == LINK:
                 sent = self._subscribers.tell(process.id, escalation, now)
@@ -243,10 +242,13 @@ class Telling:
                 result = procfs.send(process.id, Signals[f"SIG{how}"])
                 sent = result is Sent.SENT
                 if result is Sent.DENIED:
+                    self._passed_over.add(process.id)
                     self._parts.journal.warn(f"pid {process.pid} belongs to another user: SIG{how} was refused")
             if not sent:
                 return
             self.roll.tell(process.id, how, now)
+            if how != LINK:  # it may have joined since it was chosen
+                self._subscribers.update(frozenset({process.id}), escalation, now)
             self.restarts.told(process, self.processes)
         self._parts.journal.write(
             "told",
@@ -256,28 +258,39 @@ class Telling:
             event_id=escalation.first.event_id,
             ms=self.ms(),
             command=in_short(process),
+            dry_run=self._parts.settings.dry_run,
         )
+
+    @property
+    def about_to_tell(self) -> bool:
+        """A notice is open, and the first look at who is there, or the marks, are still to come."""
+        return self.escalation is not None and (not self._marked or self._batch is not None)
 
     def ms(self) -> float | None:
         """Compute the milliseconds since the escalation began; None: none is open."""
         return None if self.escalation is None else round((self._timers.now() - self.escalation.began) * 1000, 1)
 
-    # -- later steps ---------------------------------------------------------------------------------------------
-
-    def term(self) -> None:
-        if self.escalation is not None:
-            self._insisting.term(self.processes, self.escalation)
-
-    def kill(self) -> None:
-        if self.escalation is not None:
+    def insist(self, step: Step) -> None:
+        if step is Step.TERM and self.escalation is not None:
+            self._insisting.term(self.processes, self.escalation, self._policy)
+        elif step is Step.EXIT and not self._parts.settings.dry_run:
+            self._asked += 1
+            self._parts.marker.finish(self._asked, self._parts.settings.code_for_wandb, self.roll.answered)
+        elif step is Step.KILL and self.escalation is not None and not self._parts.settings.dry_run:
             self._insisting.kill(self.selection, self.escalation)
 
-    # -- for people ----------------------------------------------------------------------------------------------
+    @property
+    def reached(self) -> bool:
+        """Somebody was told, or killed for the notice."""
+        return len(self.roll) > 0 or self._insisting.killed
 
     def warn(self) -> None:
         """Say, while there is time to mend it, what a notice would find."""
-        listens = len(self._subscribers) > 0
-        for text in warnings(self.selection, self._policy.signals, anybody_listens=listens):
+        # In a thread: /proc/PID/environ waits for the lock of the process's memory, which a fork may hold for seconds.
+        Thread(target=self._warn, args=(self.selection, len(self._subscribers) > 0), daemon=True).start()
+
+    def _warn(self, selection: Selection, anybody_listens: bool) -> None:
+        for text in warnings(selection, self._policy.signals, anybody_listens=anybody_listens):
             self._parts.journal.warn(text)
 
     def status(self) -> dict[str, object]:

@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 from tests.watching import PREEMPTD, Watch, environment, read_lines, trainer
 
 QUICK = ["--after", "0.3", "--grace", "8"]
-NOTHING_NEW = "the command ended in time, but nothing new and complete lies in the checkpoint directory"
+NOTHING_NEW = "the command ended in time, but nothing new and complete lies in its --checkpoint-dir"
 
 
 def rehearse(

@@ -5,7 +5,7 @@ import pytest
 from preemptd.rehearsal.report import Line, Rehearsal, Verdict, judge, render
 from preemptd.written import Written
 
-START = {"event": "started", "t": 99.0, "mono": 9.0, "pid": 7, "command": ["python", "train.py"]}
+START = {"event": "started", "t": 99.0, "mono": 9.0, "pid": 7, "command": "python train.py"}
 WATCHING = {
     "event": "provider",
     "t": 99.1,
@@ -120,6 +120,6 @@ def test_many_that_were_left_alone_are_counted() -> None:
 
 
 def test_a_command_of_several_lines_takes_one_line_of_the_report() -> None:
-    text = render(Rehearsal("ec2", 20.0, [{**START, "command": ["python", "-c", "a\nb"]}], None))
+    text = render(Rehearsal("ec2", 20.0, [{**START, "command": "python -c a\nb"}], None))
 
     assert "command     python -c a\\nb (pid 7)" in text.splitlines()

@@ -8,7 +8,7 @@ from preemptd.settling import FUTILE_LIMIT, Ending, settle
 def ending(
     status: int = 0, *, told: bool = True, done: bool = False, saved: bool = False, known: bool = True
 ) -> Ending:
-    return Ending(Outcome(status, known), told, done, saved, 3.0, 20.0)
+    return Ending(Outcome(status, known), True, told, done, frozenset(), 1.0, saved, 3.0, 20.0)
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 75, 137, 143])

@@ -93,6 +93,28 @@ def test_a_script_without_a_handler_is_never_signalled_and_this_is_said(tmp_path
     assert any("nothing in this job handles SIGUSR1 or SIGTERM" in str(line["text"]) for line in watch.lines("warning"))
 
 
+def test_a_trainer_that_nobody_can_tell_is_named_half_a_minute_after_the_start(tmp_path: Path) -> None:
+    with Watch(tmp_path, trainer("none")) as watch:
+        pid = watch.await_said("ready")[0]["pid"]
+        text = str(watch.await_line("warning", timeout=55)[0]["text"])
+        watch.signal(signal.SIGTERM)
+        watch.wait()
+
+    assert text.startswith("nothing in this job handles SIGUSR1 or SIGTERM: ")
+    assert f"(pid {pid})" in text
+
+
+def test_ranks_on_other_machines_are_named_half_a_minute_after_the_start(tmp_path: Path) -> None:
+    ranks = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "3"}
+    with Watch(tmp_path, trainer("USR1"), env=ranks) as watch:
+        watch.await_said("ready")
+        text = str(watch.await_line("warning", timeout=55)[0]["text"])
+        watch.signal(signal.SIGTERM)
+        watch.wait()
+
+    assert "this job has 16 ranks, and only 8 of them run here" in text
+
+
 def test_a_rank_that_still_imports_is_told_when_its_handler_is_there(tmp_path: Path, ec2: FaultyEc2) -> None:
     with Watch(tmp_path, trainer("late"), env={**on_ec2(ec2), "LATE": "1.5"}) as watch:
         watch.await_said("importing")

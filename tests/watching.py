@@ -20,7 +20,8 @@ QUIET = {"AWS_EC2_METADATA_DISABLED": "true", "NO_GCE_CHECK": "true"}
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    return {**os.environ, **QUIET, **(extra or {})}
+    ours = {name: value for name, value in os.environ.items() if name not in {"PREEMPTD_REQUIRE_LAB", "PREEMPTD_SOAK"}}
+    return {**ours, **QUIET, **(extra or {})}
 
 
 def trainer(how: str, save: float = 0.2, code: int = 0, python: str = sys.executable) -> list[str]:

@@ -11,7 +11,13 @@ SHUTDOWN_TIMEOUT = 120
 """Seconds that torchrun gives its ranks at the least before it kills them; its own default is 30 for all together."""
 
 
-def for_command(environ: Mapping[str, str], link: str | None, attempt: int, grace: float | None) -> dict[str, str]:
+def for_command(
+    environ: Mapping[str, str],
+    link: str | None,
+    attempt: int,
+    grace: float | None,
+    resumed: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """Make the command's environment: the user's, less our settings, plus what helps a save; never over the user's.
 
     Args:
@@ -19,6 +25,7 @@ def for_command(environ: Mapping[str, str], link: str | None, attempt: int, grac
         link: path of the socket that the client speaks to; None: there is none.
         attempt: how often this job was started before.
         grace: ``--grace`` in seconds.
+        resumed: what makes it go on with its W&B run.
     """
     ours = variables()
     env = {name: value for name, value in environ.items() if name not in ours}
@@ -32,7 +39,7 @@ def for_command(environ: Mapping[str, str], link: str | None, attempt: int, grac
     # wandb >= 0.31 keeps up to 32 KiB of an offline run in memory for 15 s: lost when the machine goes.
     env.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(max(SHUTDOWN_TIMEOUT, int(grace or 0))))
-    return env
+    return {**(resumed or {}), **env}
 
 
 def attempt_of(environ: Mapping[str, str], recorded: int) -> int:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import typer
 
-from preemptd.cli import providers, rehearse, status, watch
+from preemptd.cli import doctor, providers, rehearse, status, watch
 from preemptd.errors import CommandError, PreemptdError, place_of
 from preemptd.journal import printable
 
@@ -46,6 +46,7 @@ def _common(
 _WRAPS = {"allow_interspersed_args": False}
 app.command("watch", context_settings=_WRAPS)(watch.watch)
 app.command("rehearse", context_settings=_WRAPS)(rehearse.rehearse)
+app.command("doctor")(doctor.doctor)
 app.command("providers")(providers.providers)
 app.command("status")(status.status)
 

@@ -61,11 +61,16 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     job_id: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="Name of the job: one watch at a time, and a training that still runs is taken over."
+            metavar="ID",
+            help="Name of the job: one watch at a time; what still runs is taken over, its W&B run goes on.",
         ),
     ] = None,
     checkpoint_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where checkpoints go: shows whether an attempt made progress.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where checkpoints go: shows whether an attempt made progress; the W&B run's id is kept there.",
+        ),
     ] = None,
     journal: Annotated[str | None, typer.Option(metavar="FILE", help="Append one JSON line an event.")] = None,
     link: Annotated[str | None, typer.Option(metavar="PATH", help="Socket that trainers may subscribe to.")] = None,

@@ -62,10 +62,11 @@ class Server:
             self._thread.start()
 
     def tell(self, process: ProcessId, message: Message) -> bool:
-        """Send *message* to *process*; False: it is not registered."""
-        if self._exchange is not None:
-            self._exchange.send(process, message)
-        return process in self.linked
+        """Send *message* to *process*; False: it is not registered, and gets nothing."""
+        if self._exchange is None or process not in self.linked:
+            return False
+        self._exchange.send(process, message)
+        return True
 
     def announce(self, message: Message) -> None:
         """Send *message* to every registered process."""

@@ -3,11 +3,15 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from signal import Signals
 
 from preemptd.journal import printable
 from preemptd.written import Written
 
 Line = Mapping[str, object]
+
+DIED = frozenset(128 + signum for signum in (Signals.SIGABRT, Signals.SIGBUS, Signals.SIGKILL, Signals.SIGSEGV))
+"""Exit statuses of a command that did not end by itself, be it while it wrote."""
 
 
 class Verdict(str, Enum):
@@ -51,18 +55,21 @@ def judge(rehearsal: Rehearsal) -> tuple[Verdict, str]:
     saved = {line["pid"] for line in rehearsal.of("saved") if number(line["mono"]) >= number(notice["mono"])}
     if told and told <= saved:
         return Verdict.SAVED, f"{len(told)} of {len(told)} told processes said that they have saved"
-    killed = any(line["step"] == "kill" for line in rehearsal.of("escalated"))
-    complete = [file for file in rehearsal.written or () if file.complete]
-    if complete and not killed:
-        return Verdict.SAVED, f"{complete[-1].path} was written after the notice, and the command ended in time"
-    if killed:
-        return (
-            Verdict.LOST,
-            f"the command still ran when the {rehearsal.grace:.0f} s were over, as the machine would not",
-        )
-    if rehearsal.written is None:
+    if any(line["step"] == "kill" for line in rehearsal.of("escalated")):
+        left = f"the command still ran when the {rehearsal.grace:.0f} s were over, as the machine would not"
+        return Verdict.LOST, left
+    return _by_files(rehearsal.written, exited["status"])
+
+
+def _by_files(written: Sequence[Written] | None, status: object) -> tuple[Verdict, str]:
+    if written is None:
         return Verdict.UNKNOWN, "the command ended in time; with --checkpoint-dir DIR we can see what it saved"
-    return Verdict.LOST, "the command ended in time, but nothing new and complete lies in the checkpoint directory"
+    complete = [file for file in written if file.complete]
+    if not complete:
+        return Verdict.LOST, "the command ended in time, but nothing new and complete lies in its --checkpoint-dir"
+    if status in DIED:
+        return Verdict.UNKNOWN, f"{complete[-1].path} was written, but the command died (status {status}): is it whole?"
+    return Verdict.SAVED, f"{complete[-1].path} was written after the notice, and the command ended in time"
 
 
 def render(rehearsal: Rehearsal) -> str:
@@ -90,9 +97,7 @@ def render(rehearsal: Rehearsal) -> str:
 
 
 def _command(line: Line) -> str:
-    command = line["command"]
-    words = " ".join(map(str, command)) if isinstance(command, (list, tuple)) else str(command)
-    return f"{words} (pid {line['pid']})"
+    return f"{line['command']} (pid {line['pid']})"
 
 
 def _watched(rehearsal: Rehearsal) -> Iterator[str]:
@@ -136,7 +141,7 @@ def _timeline(rehearsal: Rehearsal) -> Iterator[str]:
         "exited": lambda line: f"the command ended with status {line['status']}",
         "settled": lambda line: f"preemptd ends with status {line['status']}",
     }
-    zero = number(notice["mono"])
+    zero = number(notice["mono"]) - number(notice.get("ms")) / 1000
     yield f"+0.000 s  notice: {notice['kind']} in {number(notice['grace']):.0f} s"
     for line in rehearsal.lines:
         if str(line["event"]) in words and number(line["mono"]) >= zero and (text := words[str(line["event"])](line)):

@@ -18,7 +18,7 @@ _LAUNCHERS = frozenset(
         *("aprun", "hydra_pmi_proxy", "ibrun", "jsrun", "mpiexec", "mpiexec.hydra", "mpirun", "orted", "orterun"),
         *("prte", "prted", "prterun", "slurmstepd", "srun"),
         *("catatonit", "docker-init", "dumb-init", "s6-svscan", "s6-supervise", "supervisord", "tini", "tini-static"),
-        *("apptainer", "docker", "enroot", "podman", "runc", "singularity"),
+        *("apptainer", "bwrap", "docker", "enroot", "nsenter", "podman", "runc", "singularity", "unshare"),
         *("make", "nsys", "parallel", "preemptd", "script", "setsid", "snakemake", "ssh", "sudo", "time"),
         *("timeout", "xargs"),
     }

@@ -26,6 +26,8 @@ class Roll:
 
     def __init__(self) -> None:
         self._entries: dict[ProcessId, Entry] = {}
+        self._done: set[ProcessId] = set()
+        """Who said ``done``, in whichever escalation or before the first one."""
 
     def clear(self) -> None:
         self._entries.clear()
@@ -37,14 +39,14 @@ class Roll:
         return process in self._entries
 
     def tell(self, process: ProcessId, how: str, now: float) -> None:
-        self._entries.setdefault(process, Entry(now)).hows.add(how)
-
-    def forget(self, process: ProcessId) -> None:
-        """Strike out a process that could not be told after all."""
-        self._entries.pop(process, None)
+        entry = self._entries.setdefault(process, Entry(now))
+        entry.hows.add(how)
+        entry.said.update({"done"} if process in self._done else ())
 
     def heard(self, process: ProcessId, verb: str) -> bool:
         """Note what a told process said; False: it was not told."""
+        if verb == "done":
+            self._done.add(process)
         entry = self._entries.get(process)
         if entry is not None:
             entry.said.add(verb)
@@ -55,8 +57,28 @@ class Roll:
         return frozenset(self._entries)
 
     @property
+    def answered(self) -> frozenset[int]:
+        """Pids of those who said anything: they see to their end themselves."""
+        return frozenset(process.pid for process, entry in self._entries.items() if entry.said)
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Pids of those who said ``done``."""
+        return frozenset(process.pid for process in self._done)
+
+    @property
+    def first_told(self) -> float | None:
+        """Monotonic time of the first telling; None: nobody was told."""
+        return min((entry.at for entry in self._entries.values()), default=None)
+
+    @property
+    def tellings(self) -> tuple[tuple[ProcessId, str], ...]:
+        """Who was told, and each way in which they were."""
+        return tuple((process, how) for process, entry in self._entries.items() for how in sorted(entry.hows))
+
+    @property
     def finished(self) -> bool:
-        """Some told process said that the whole job is done."""
+        """Some told process said that the whole job is done, be it before it was told: it may be on its way out."""
         return any("done" in entry.said for entry in self._entries.values())
 
     @property

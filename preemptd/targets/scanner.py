@@ -1,5 +1,6 @@
 """Snapshots of the target's processes, taken in a thread: reading /proc/PID/cmdline may hang behind a busy process."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
@@ -9,6 +10,8 @@ from preemptd.model import Process
 from preemptd.targets.selection import without
 
 Snapshot = Callable[[], Sequence[Process]]
+
+logger = logging.getLogger(__name__)
 
 
 class Scanner:
@@ -49,6 +52,10 @@ class Scanner:
             if self._closing:
                 return
             began = time.monotonic()
-            processes = without(self._snapshot(), self._ours())
+            try:
+                processes = without(self._snapshot(), self._ours())
+            except OSError as error:  # EMFILE, ENOMEM: the next look may fare better, and there must be one
+                logger.warning("cannot look at the processes: %s", error.strerror)
+                continue
             self.took = time.monotonic() - began
             self._put(Scanned(processes))

@@ -20,6 +20,7 @@ INSTANCE_ACTION = METADATA + "spot/instance-action"
 TERMINATION_TIME = METADATA + "spot/termination-time"
 
 NOTICE_SECONDS = 120.0  # what AWS announces for terminate and stop
+BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
 TERMINATION_TIME_SECONDS = 5.0  # the pause that AWS recommends between two looks at it
 IDENTITY_SECONDS = 60.0
 PROBE_SECONDS = 0.9
@@ -229,5 +230,6 @@ def _remaining(answer: Answer, deadline: datetime | None) -> float:
     if deadline is None:
         return NOTICE_SECONDS
     if answer.date is not None:
-        return (deadline - answer.date).total_seconds()
+        left = (deadline - answer.date).total_seconds()
+        return left if left <= BELIEVED_SECONDS else NOTICE_SECONDS
     return min(NOTICE_SECONDS, (deadline - datetime.now(timezone.utc)).total_seconds())

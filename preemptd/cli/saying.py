@@ -1,0 +1,68 @@
+"""What the journal says at the start and at the end of a job."""
+
+import shlex
+from collections.abc import Sequence
+from signal import Signals
+
+import preemptd
+from preemptd.discretion import discreet
+from preemptd.journal import Journal
+from preemptd.ledger import Record
+from preemptd.model import Process, ProcessId
+from preemptd.settling import Ending, Settled
+from preemptd.targets.attached import Attached
+from preemptd.targets.child import Child
+from preemptd.targets.reachability import brief
+from preemptd.targets.roles import Role, roles
+
+
+def write_start(
+    journal: Journal,
+    argv: Sequence[str],
+    job_id: str | None,
+    target: Child | Attached,
+    link: str | None,
+    record: Record,
+) -> None:
+    journal.write(
+        "started",
+        pid=target.pid,
+        start=target.id.start,
+        command=discreet(shlex.join(argv)),
+        attempt=record.attempt,
+        job_id=job_id,
+        adopted=isinstance(target, Attached),
+        link=link,
+        version=preemptd.__version__,
+    )
+
+
+def command_of(process: ProcessId, snapshot: Sequence[Process], otherwise: Sequence[str]) -> Sequence[str]:
+    """Find the command line of *process*, for a training that somebody else started."""
+    found = next((other.cmdline for other in snapshot if other.id == process), ())
+    return found or otherwise
+
+
+def write_end(journal: Journal, process: ProcessId, ending: Ending, settled: Settled) -> None:
+    journal.write(
+        "exited",
+        pid=process.pid,
+        status=ending.outcome.status,
+        preempted=settled.preempted,
+        told=ending.told,
+        ms=None if ending.since_notice is None else round(ending.since_notice * 1000, 1),
+        spare=None if ending.spare is None else round(ending.spare, 2),
+    )
+    journal.write("settled", status=settled.status, preempted=settled.preempted, why=settled.why)
+
+
+def warn_of_leftovers(journal: Journal, snapshot: Sequence[Process], signals: Sequence[Signals]) -> None:
+    """Say that a command that put its work into the background is done for us, and its work is not."""
+    living = tuple(process for process in snapshot if process.state not in "ZX")
+    parts = roles(living, tuple(signals), frozenset())
+    left = [process for process in living if parts[process.pid].role is Role.WORK]
+    if left:
+        names = ", ".join(f"{brief(process)} (pid {process.pid})" for process in left[:3])
+        journal.warn(
+            f"the command has ended and left running: {names}; nobody hears notices for that (--sweep ends it)"
+        )
