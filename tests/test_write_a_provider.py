@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from preemptd.errors import ConfigError
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
 from preemptd.poller import Poller
 from preemptd.provider import Provider, State, Surroundings
@@ -31,7 +32,7 @@ class FlagServer:
     def __init__(self) -> None:
         self.answer: bytes | None = b""
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.host = "{}:{}".format(*self._listener.getsockname())
+        self.url = "http://{}:{}/preempt".format(*self._listener.getsockname())
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -66,9 +67,9 @@ def make(plugins: PluginPackages) -> Callable[[str], Provider]:
     """Install the page's code and entry point, and set it up as the daemon would."""
     plugins.add("provider_http_flag", CODE[0], TOML[0].partition("\n")[2].replace('"', ""))
 
-    def make(host: str) -> Provider:
+    def make(url: str) -> Provider:
         entries = installed()
-        tables = {"http-flag": {"host": host}}
+        tables = {"http-flag": {"url": url}}
         check_tables(tables, entries)
         choice = choose(load(entries, ["http-flag"]), ["http-flag"], read_machine({}))
         (provider,) = build(choice.chosen, tables, Surroundings({})).providers
@@ -77,13 +78,15 @@ def make(plugins: PluginPackages) -> Callable[[str], Provider]:
     return make
 
 
-def test_the_page_shows_the_example_as_it_is() -> None:
+def test_the_page_shows_the_example_as_it_is_in_30_lines() -> None:
     assert [(ROOT / "docs" / "examples" / "provider_http_flag.py").read_text()] == CODE
+    assert len([line for line in CODE[0].splitlines() if line.strip()]) <= 30
+    assert "in 30 lines" in PAGE
     assert TOML[0].startswith('[project.entry-points."preemptd.providers"]\nhttp-flag = ')
 
 
 def test_it_tells_what_its_server_says_once(make: Callable[[str], Provider], server: FlagServer) -> None:
-    (watch,) = make(server.host).watches()
+    (watch,) = make(server.url).watches()
     watch.interval = 0.02
     events: list[Event] = []
     poller = Poller(watch, events.append)
@@ -124,7 +127,7 @@ def test_it_tells_what_its_server_says_once(make: Callable[[str], Provider], ser
 def test_what_is_no_answer_is_unknown(
     make: Callable[[str], Provider], server: FlagServer, text: str, status: int
 ) -> None:
-    (watch,) = make(server.host).watches()
+    (watch,) = make(server.url).watches()
     server.says(text, status)
 
     assert watch.observe().state is State.UNKNOWN
@@ -132,10 +135,32 @@ def test_what_is_no_answer_is_unknown(
 
 @pytest.mark.parametrize("answer", [None, b"HTTP", b"\xff\r\n\r\n", b"HTTP/1.1 200 X\r\nContent-Length: 99\r\n\r\n{"])
 def test_what_is_no_http_is_unknown(make: Callable[[str], Provider], server: FlagServer, answer: bytes | None) -> None:
-    (watch,) = make(server.host).watches()
+    (watch,) = make(server.url).watches()
     server.answer = answer
 
     assert watch.observe().state is State.UNKNOWN
+
+
+def test_neither_a_proxy_nor_a_redirect_is_believed(
+    make: Callable[[str], Provider], server: FlagServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notice = 'HTTP/1.1 200 X\r\n\r\n{"preempt": true}'
+    elsewhere = FlagServer()
+    elsewhere.answer = notice.encode()
+    monkeypatch.setenv("http_proxy", elsewhere.url)
+    server.answer = f"HTTP/1.1 302 X\r\nLocation: {elsewhere.url}\r\nContent-Length: 0\r\n\r\n".encode()
+    (watch,) = make(server.url).watches()
+    observation = watch.observe()
+    elsewhere.close()
+
+    assert observation.state is State.UNKNOWN
+    assert "status 302" in str(observation.error)
+
+
+def test_the_options_of_the_page_are_checked(make: Callable[[str], Provider]) -> None:
+    assert make("http://127.0.0.1:8080/preempt").options.model_dump() == {"url": TOML[1].split('"')[1]}
+    with pytest.raises(ConfigError, match=r"\[providers\.http-flag\] url = 'https://"):
+        make("https://127.0.0.1:8080/preempt")
 
 
 def test_the_contract_test_runs_over_it_as_the_page_says(make: Callable[[str], Provider], tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
-"""A provider that asks one web server: {"preempt": true, "seconds": 60} is a notice, {"preempt": false} is none."""
+"""Asks one web page: {"preempt": true, "seconds": 60} is a notice, {"preempt": false} is none; all else is unknown."""
 
-import http.client
 import time
+import urllib.request
+from http.client import HTTPException
 
-from pydantic import BaseModel, FiniteFloat
+from pydantic import BaseModel, Field, FiniteFloat
 
-from preemptd.notices import Kind, Level, Notice
-from preemptd.provider import Observation, Options, Provider, Surroundings, Watch
+from preemptd.provider import Kind, Level, Notice, Observation, Options, Provider, Watch
 
 
 class FlagOptions(Options):
-    host: str = "127.0.0.1:8080"
+    url: str = Field("http://127.0.0.1:8080/preempt", pattern="^http://")
 
 
 class Flag(BaseModel, strict=True):
@@ -21,35 +21,24 @@ class Flag(BaseModel, strict=True):
 class FlagWatch(Watch):
     name = "http-flag:preempt"
 
-    def __init__(self, host: str) -> None:
-        self.server = http.client.HTTPConnection(host, timeout=2)
+    def __init__(self, url: str) -> None:
+        self.url, self.opener = url, urllib.request.OpenerDirector()
+        self.opener.add_handler(urllib.request.HTTPHandler())  # and no other: no proxy, no redirects
 
     def observe(self) -> Observation:
         try:
-            self.server.request("GET", "/preempt")
-            answer = self.server.getresponse()
-            if answer.status != 200:
-                return Observation.unknown(f"http://{self.server.host}/preempt: status {answer.status}")
-            flag = Flag.model_validate_json(answer.read(4096))
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            return Observation.unknown(f"http://{self.server.host}/preempt: {error!r}")
-        finally:
-            self.server.close()
-        if not flag.preempt:
-            return Observation.clear()
-        now = time.monotonic()
-        return Observation.of(
-            Notice("http-flag", "http-flag:1", Kind.PREEMPT, Level.ACT, "/preempt", now, flag.seconds)
-        )
+            with self.opener.open(self.url, timeout=2) as page:
+                flag = Flag.model_validate_json(page.read(4096) if page.status == 200 else f"status {page.status}")
+        except (OSError, ValueError, HTTPException) as error:
+            return Observation.unknown(f"{self.url}: {error!r}")
+        notice = Notice("http-flag", "http-flag:1", Kind.PREEMPT, Level.ACT, self.url, time.monotonic(), flag.seconds)
+        return Observation.of(notice) if flag.preempt else Observation.clear()
 
 
 class HttpFlag(Provider):
     name = "http-flag"
     options_type = FlagOptions
-
-    def __init__(self, options: FlagOptions, surroundings: Surroundings) -> None:
-        super().__init__(options, surroundings)
-        self.host = options.host
+    options: FlagOptions
 
     def watches(self) -> list[Watch]:
-        return [FlagWatch(self.host)]
+        return [FlagWatch(self.options.url)]
