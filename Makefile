@@ -33,10 +33,10 @@ demo: $(READY)
 	@echo 'It goes on from there:  $(BIN)/python docs/examples/train.py --checkpoints demo-out/checkpoints'
 
 test: $(READY)
-	$(PYTEST) -n auto --maxprocesses 4 $(ARGS)
+	$(PYTEST) -n 3 $(ARGS)
 
 quick: $(READY)
-	$(PYTEST) -n auto --maxprocesses 4 -m 'not lab' $(ARGS)
+	$(PYTEST) -n 3 -m 'not lab' $(ARGS)
 
 soak: $(READY)
 	PREEMPTD_SOAK=1 $(PYTEST) -m soak --timeout 3600 $(ARGS)

@@ -169,7 +169,8 @@ class Daemon:
             self._parts.journal.warn("not started before the notice is taken back (--when-pending start: start anyway)")
 
     def _release(self) -> None:
-        self._supervision.release()
+        if not self._supervision.started:
+            self._supervision.release()
         self._watching.child_started(self._supervision.id.pid)
         if self._parts.candidates:
             self._watching.probe()

@@ -1,75 +1,29 @@
-"""Puts the daemon together, runs it on one command, and settles: everything is validated before the command starts.
+"""Makes everything that a job needs and starts its command: what can be wrong is found out before that."""
 
-What few jobs need is imported where it is used: a wrapper is judged by how soon the command runs.
-"""
-
-import gc
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import partial
 
 import preemptd
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
-from preemptd.cli.resuming import look, overheard, resumption_of
-from preemptd.cli.saying import command_of, warn_of_leftovers, write_end, write_start
-from preemptd.config import PREFIX, Settings
-from preemptd.daemon import Daemon
+from preemptd.cli.jobs import Ended, Job, Made, Providers
+from preemptd.cli.resuming import look, resumption_of
+from preemptd.cli.saying import command_of, write_start
+from preemptd.config import PREFIX
 from preemptd.errors import CommandError, ConfigError
-from preemptd.escalation import Killing, Timing
 from preemptd.events import Inbox
-from preemptd.journal import Journal, JournalFile, Log, Sink
+from preemptd.journal import Journal, JournalFile, Log
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
-from preemptd.parts import Link, Marking, NoLink, NoMarker, NoOuter, Outer, Parts
+from preemptd.parts import Outer
 from preemptd.procfs import Tree, machine_life
-from preemptd.provider import Provider, Surroundings
+from preemptd.provider import Surroundings
 from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
 from preemptd.resumption.keeper import NoResumption, Resumption
-from preemptd.runs.marker import Marker
-from preemptd.runs.roster import Roster
-from preemptd.settling import Ending, Settled, settle
 from preemptd.supervision import Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
-from preemptd.targets.child import Child, Helpers
-from preemptd.targets.scanner import Scanner
-from preemptd.targets.selection import without
-from preemptd.written import written_since
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One command to watch over."""
-
-    argv: tuple[str, ...]
-    environ: Mapping[str, str]
-    settings: Settings
-    helpers: Helpers
-    """Knows our own commands, which are no part of the job."""
-    platform_environ: Mapping[str, str] | None = None
-    """The environment that providers see; None: the same. A rehearsal's server is no business of the command's."""
-    killing: Killing = Killing.NEVER
-    sinks: Sequence[Sink] = ()
-    """Who reads the journal besides the log and ``--journal``."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Providers:
-    certain: Mapping[str, Provider]
-    reasons: Mapping[str, str]
-    candidates: Sequence[Provider]
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How it went."""
-
-    status: int
-    """Our exit status."""
-    interrupted: bool
-    """Ctrl-C has ended the command, and nothing else is to be said: a loop around us is to end as well."""
+from preemptd.targets.child import Child
 
 
 def run(job: Job) -> Ended:
@@ -102,9 +56,9 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
     adopted = _adopted(record, inbox)
     attempt = record.attempt if adopted else attempt_of(job.environ, record.attempt + (record.began > 0))
     began = record.began if adopted else time.time()
-    providers = _Providers({}, {}, ()) if outer else _providers(job, attempt, began, journal)
+    providers = Providers({}, {}, ()) if outer else _providers(job, attempt, began, journal)
     link = None if outer else _link(job, inbox, journal, attempt)
-    resumption, roster = _resumption(job, journal, nested=outer is not None), Roster()
+    resumption = _resumption(job, journal, nested=outer is not None)
     try:
         inbox.catch(signals_to_catch())
         path = link.path if link else job.environ.get(f"{PREFIX}LINK") if outer else None
@@ -114,78 +68,24 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
         if adopted is None:
             ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, record.futile, began))
         tree = _tree(target, record.group)
-        parts = Parts(
-            settings=settings,
-            inbox=inbox,
-            journal=journal,
-            ledger=ledger,
-            scanner=Scanner(tree.snapshot, inbox.put, lambda: job.helpers.pids),
-            marker=_marker(settings, inbox, resumption, roster, nested=outer is not None),
-            link=link or NoLink(),
-            outer=outer or NoOuter(),
-            providers=providers.certain,
-            reasons=providers.reasons,
-            candidates=providers.candidates,
-        )
         argv = command_of(target.id, tree.snapshot(), job.argv) if adopted else job.argv
         say = partial(write_start, journal, argv, settings.job_id, target, link.path if link else None, ledger.record)
-        settled = _supervise(job, parts, Supervision(target, job.helpers, say), resumption, roster, record)
-        _leave(job, journal, target, tree, settled)
+        supervision = Supervision(target, job.helpers, say)
+        if not settings.die_with_parent and (not providers.certain or settings.when_pending == "start"):
+            supervision.release()  # before the rest of us is imported: no notice could hold it back
+        from preemptd.cli.running import supervise
+
+        settled = supervise(
+            Made(job, inbox, journal, ledger, record, providers, link, outer, resumption, target, tree, supervision)
+        )
         return Ended(settled.status, isinstance(target, Child) and target.interrupted and not settled.preempted)
+    except CommandError:
+        ledger.write(record)  # that was no attempt
+        raise
     finally:
-        _close(resumption, roster, link or NoLink(), outer or NoOuter())
-
-
-def _leave(job: Job, journal: Journal, target: Child | Attached, tree: Tree, settled: Settled) -> None:
-    """See to what a finished command has left running."""
-    if job.settings.sweep:
-        from preemptd.targets.sweeping import sweep
-
-        sweep(tree.snapshot)
-    elif settled.status == 0 and isinstance(target, Child):  # one that was killed may leave anything for a moment
-        warn_of_leftovers(journal, without(tree.snapshot(), job.helpers.pids), job.settings.signals)
-
-
-def _close(*parts: Resumption | Roster | Link | Outer | NoOuter) -> None:
-    for part in parts:
-        part.close()
-
-
-def _supervise(
-    job: Job, parts: Parts, supervision: Supervision, resumption: Resumption, roster: Roster, before: Record
-) -> Settled:
-    settings, ledger = parts.settings, parts.ledger
-    gc.freeze()
-    gc.enable()
-    timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
-    with _guardian(job, parts.journal, supervision):
-        try:
-            ending = Daemon(parts, timing, supervision).run()
-        except CommandError:
-            ledger.write(before)
-            raise
-        supervision.finish()
-    settled = _settle(ending, settings, ledger, before)
-    if settled.preempted:
-        from preemptd.cli.mending import mend_runs
-
-        mend_runs(roster, parts.journal, ending, settings.code_for_wandb)
-    done = settled.status == 0 or ending.done
-    resumption.settle(done=done and not settled.preempted, failed=ending.started and not done and not ending.told)
-    write_end(parts.journal, supervision.id, ending, settled)
-    return settled
-
-
-def _guardian(job: Job, journal: Journal, supervision: Supervision) -> AbstractContextManager[object]:
-    """Arrange for the end of the command should we be killed, if that is wanted."""
-    if job.settings.die_with_parent:
-        from preemptd.targets.guardian import Guardian
-
-        try:
-            return closing(Guardian(supervision.id, job.helpers))
-        except OSError as error:
-            journal.warn(f"--die-with-parent has no effect ({error.strerror})")
-    return nullcontext()
+        for part in (resumption, link, outer):
+            if part is not None:
+                part.close()
 
 
 def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
@@ -205,7 +105,7 @@ def _outer(environ: Mapping[str, str]) -> Outer | None:
     return nested.Outer.join(path)
 
 
-def _providers(job: Job, attempt: int, began: float, journal: Journal) -> _Providers:
+def _providers(job: Job, attempt: int, began: float, journal: Journal) -> Providers:
     """Choose and construct the providers."""
     settings = job.settings
     entries = installed()
@@ -221,7 +121,7 @@ def _providers(job: Job, attempt: int, began: float, journal: Journal) -> _Provi
         if why not in EXPECTED:
             journal.write("provider", provider=name, state="left-out", why=why)
     reasons = {chosen.provider.name: chosen.why for chosen in choice.chosen}
-    return _Providers({provider.name: provider for provider in built.providers}, reasons, candidates.providers)
+    return Providers({provider.name: provider for provider in built.providers}, reasons, candidates.providers)
 
 
 def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | None:
@@ -251,12 +151,6 @@ def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | No
     return server
 
 
-def _marker(settings: Settings, inbox: Inbox, resumption: Resumption, roster: Roster, *, nested: bool) -> Marking:
-    if settings.no_wandb or settings.dry_run or nested:
-        return NoMarker(inbox.put)
-    return Marker(overheard(resumption, inbox.put), roster)
-
-
 def _resumption(job: Job, journal: Journal, *, nested: bool) -> Resumption:
     """Choose what keeps the W&B run: a rehearsal is no start of the job, and of two preemptds the outer one does it."""
     if nested or job.platform_environ is not None:
@@ -282,19 +176,3 @@ def _tree(target: Child | Attached, group: int) -> Tree:
     if isinstance(target, Child):
         return Tree(os.getpid(), include_root=False)
     return Tree(target.pid, include_root=True, group=group)
-
-
-def _settle(ending: Ending, settings: Settings, ledger: Ledger, before: Record) -> Settled:
-    """Decide on the exit status, and keep in the ledger what the next attempt needs."""
-    record = ledger.record
-    progress: bool | None = True if ending.saved else None
-    if progress is None and settings.checkpoint_dir and ending.told and os.path.isdir(settings.checkpoint_dir):
-        progress = any(file.complete for file in written_since(settings.checkpoint_dir, record.began))
-    settled = settle(ending, settings, progress, record.futile)
-    if not ending.started:
-        ledger.write(before)  # that was no attempt
-    elif settled.status == 0 and not settled.preempted:
-        ledger.write(Record())
-    else:
-        ledger.write(replace(record, training=None, futile=settled.futile, told=()))
-    return settled

@@ -67,7 +67,8 @@ def rehearse(  # noqa: PLR0913, PLR0917 - a command's options
 
 
 def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapping[str, object]) -> int:
-    from preemptd.cli.compose import Job, run
+    from preemptd.cli.compose import run
+    from preemptd.cli.jobs import Job
     from preemptd.config import settings
     from preemptd.escalation import Killing
     from preemptd.journal import Lines

@@ -12,8 +12,6 @@ from preemptd.model import Process, ProcessId
 from preemptd.settling import Ending, Settled
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
-from preemptd.targets.reachability import brief
-from preemptd.targets.roles import Role, roles
 
 
 def write_start(
@@ -58,6 +56,9 @@ def write_end(journal: Journal, process: ProcessId, ending: Ending, settled: Set
 
 def warn_of_leftovers(journal: Journal, snapshot: Sequence[Process], signals: Sequence[Signals]) -> None:
     """Say that a command that put its work into the background is done for us, and its work is not."""
+    from preemptd.targets.reachability import brief
+    from preemptd.targets.roles import Role, roles
+
     living = tuple(process for process in snapshot if process.state not in "ZX")
     parts = roles(living, tuple(signals), frozenset())
     left = [process for process in living if parts[process.pid].role is Role.WORK]

@@ -99,7 +99,8 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     flags = given(locals())
     if not command:
         raise ConfigError("no command: preemptd watch [options] -- COMMAND...")
-    from preemptd.cli.compose import Job, run
+    from preemptd.cli.compose import run
+    from preemptd.cli.jobs import Job
     from preemptd.config import settings
     from preemptd.targets.reaping import Helpers
     from preemptd.targets.terminal import interrupt_own_group

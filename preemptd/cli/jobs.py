@@ -1,0 +1,77 @@
+"""What is known of a job before it starts, and after it has ended."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from preemptd.config import Settings
+from preemptd.escalation import Killing
+from preemptd.events import Inbox
+from preemptd.journal import Journal, Sink
+from preemptd.ledger import Ledger, Record
+from preemptd.link.server import Server
+from preemptd.parts import Outer
+from preemptd.procfs import Tree
+from preemptd.provider import Provider
+from preemptd.resumption.keeper import Resumption
+from preemptd.supervision import Supervision
+from preemptd.targets.attached import Attached
+from preemptd.targets.child import Child
+from preemptd.targets.reaping import Helpers
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One command to watch over."""
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    settings: Settings
+    helpers: Helpers
+    """Knows our own commands, which are no part of the job."""
+    platform_environ: Mapping[str, str] | None = None
+    """The environment that providers see; None: the same. A rehearsal's server is no business of the command's."""
+    killing: Killing = Killing.NEVER
+    sinks: Sequence[Sink] = ()
+    """Who reads the journal besides the log and ``--journal``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Providers:
+    """Where notices come from."""
+
+    certain: Mapping[str, Provider]
+    """By name: those that are at home here."""
+    reasons: Mapping[str, str]
+    """By name: why they are."""
+    candidates: Sequence[Provider]
+    """Those that ask the network, after the start, whether they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How it went."""
+
+    status: int
+    """Our exit status."""
+    interrupted: bool
+    """Ctrl-C has ended the command, and nothing else is to be said: a loop around us is to end as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Everything that had to be there before the command could start."""
+
+    job: Job
+    inbox: Inbox
+    journal: Journal
+    ledger: Ledger
+    before: Record
+    """The ledger's page as this start found it."""
+    providers: Providers
+    link: Server | None
+    outer: Outer | None
+    """The preemptd around us."""
+    resumption: Resumption
+    target: Child | Attached
+    tree: Tree
+    supervision: Supervision
