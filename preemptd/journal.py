@@ -206,13 +206,10 @@ def _marked(line: Line) -> str:
 
 
 def _repaired(line: Line) -> str:
-    if line["ok"]:
-        return (
-            ""
-            if line["how"] == "nothing"
-            else f"W&B run {line['run_id']} ended with code {line['code']} ({line['why']})"
-        )
-    return f"W&B run {line['run_id']} could not be ended as preempted: {line['why']}"
+    if not line["ok"]:
+        return f"W&B run {line['run_id']} could not be ended as preempted: {line['why']}"
+    why = f" ({line['why']})" if line["why"] else ""
+    return "" if line["how"] == "nothing" else f"W&B run {line['run_id']} ended with code {line['code']}{why}"
 
 
 def _told(line: Line) -> str:

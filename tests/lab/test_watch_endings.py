@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from preemptd.cli.status import ask
 from tests.conftest import WandbPythons
 from tests.lab.wandb_backend import WandbBackend
 from tests.lab.wandb_watching import quickly
 from tests.metadata_server import FaultyEc2
 from tests.test_watch import on_ec2
+from tests.waiting import wait_until
 from tests.watching import Watch
 
 SCRIPT = """
@@ -20,7 +22,7 @@ import json, os, signal, sys, time
 import wandb
 told = []
 signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
-run = wandb.init()
+run = wandb.init(project="endings")  # one that is killed before its log is written can be named by this alone
 run.log({{"loss": 1.0}})
 def note(what):
     with open(os.environ["LOG"], "a") as log:
@@ -66,6 +68,10 @@ def play(tmp_path: Path, ec2: FaultyEc2, python: str, end: str, *options: str, n
         env = {**on_ec2(ec2), **backend.env(), "WANDB_DIR": str(tmp_path)}
         with Watch(tmp_path, [python, str(script)], *options, env=env) as watch:
             run_id = str(watch.await_said("ready", timeout=50)[0]["run"])
+            link = str(watch.await_line("started")[0]["link"])
+            wait_until(
+                lambda: run_id in str((ask(link, must=True) or {}).get("runs"))
+            )  # who is never seen is never mended
             if notice:
                 ec2.announcement.announce()
             else:

@@ -270,7 +270,9 @@ def test_the_mark_of_an_offline_run_survives_the_kill_of_a_script_that_never_sav
 
     assert status == 75
     assert watch.number("exited", "status") == 137
-    assert preempting_records(tmp_path, run_id) == 1
+    assert (
+        preempting_records(tmp_path, run_id) == 2
+    )  # at the notice, and once more with the exit record before the kill
 
 
 # -- wandb-core in trouble ---------------------------------------------------------------------------------------
