@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import preemptd
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
@@ -16,7 +17,6 @@ from preemptd.events import Inbox
 from preemptd.journal import Journal, JournalFile, Log
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
-from preemptd.parts import Outer
 from preemptd.procfs import Tree, machine_life
 from preemptd.provider import Surroundings
 from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
@@ -24,6 +24,9 @@ from preemptd.resumption.keeper import NoResumption, Resumption
 from preemptd.supervision import Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
+
+if TYPE_CHECKING:
+    from preemptd.parts import Outer
 
 
 def run(job: Job) -> Ended:
@@ -95,7 +98,7 @@ def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
     return JobLedger(directory, job.settings.job_id, inbox.put, journal.warn)
 
 
-def _outer(environ: Mapping[str, str]) -> Outer | None:
+def _outer(environ: Mapping[str, str]) -> "Outer | None":
     """Find the preemptd around us: it watches and tells, we only wrap."""
     path = environ.get(f"{PREFIX}LINK")
     if not path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from preemptd.config import Settings
 from preemptd.escalation import Killing
@@ -9,7 +10,6 @@ from preemptd.events import Inbox
 from preemptd.journal import Journal, Sink
 from preemptd.ledger import Ledger, Record
 from preemptd.link.server import Server
-from preemptd.parts import Outer
 from preemptd.procfs import Tree
 from preemptd.provider import Provider
 from preemptd.resumption.keeper import Resumption
@@ -17,6 +17,9 @@ from preemptd.supervision import Supervision
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
 from preemptd.targets.reaping import Helpers
+
+if TYPE_CHECKING:  # all that the daemon is made of, which is imported when the command runs
+    from preemptd.parts import Outer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Made:
     """The ledger's page as this start found it."""
     providers: Providers
     link: Server | None
-    outer: Outer | None
+    outer: "Outer | None"
     """The preemptd around us."""
     resumption: Resumption
     target: Child | Attached

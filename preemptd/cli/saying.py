@@ -3,15 +3,18 @@
 import shlex
 from collections.abc import Sequence
 from signal import Signals
+from typing import TYPE_CHECKING
 
 import preemptd
 from preemptd.discretion import discreet
 from preemptd.journal import Journal
 from preemptd.ledger import Record
 from preemptd.model import Process, ProcessId
-from preemptd.settling import Ending, Settled
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
+
+if TYPE_CHECKING:
+    from preemptd.settling import Ending, Settled
 
 
 def write_start(
@@ -41,7 +44,7 @@ def command_of(process: ProcessId, snapshot: Sequence[Process], otherwise: Seque
     return found or otherwise
 
 
-def write_end(journal: Journal, process: ProcessId, ending: Ending, settled: Settled) -> None:
+def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "Settled") -> None:
     journal.write(
         "exited",
         pid=process.pid,
