@@ -377,8 +377,8 @@ def pester():
     for _ in range(100):
         os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.001)
 thread = threading.Thread(target=pester); thread.start()
-said = 0
-while thread.is_alive(): preemptd.done(); said += 1; time.sleep(0.0005)
+preemptd.done()
+while thread.is_alive(): preemptd.done(); time.sleep(0.0005)
 print(count > 0)"""
     with serving() as (server, events):
         done = run(code, server.path)
