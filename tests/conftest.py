@@ -7,6 +7,7 @@ With PREEMPTD_REQUIRE_LAB=1 (as CI sets it) a skipped test is a failed test, wha
 import importlib.metadata
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -41,6 +42,9 @@ def pytest_configure() -> None:
         if name not in OURS and (name.startswith(FOREIGN) or name in FOREIGN_NAMES):
             del os.environ[name]
     os.environ.update(SAFE)
+    for signum in (signal.SIGINT, signal.SIGQUIT):  # a shell ignores them for what it starts with `&`, and we hand on
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
