@@ -45,10 +45,11 @@ class _Faulty(MetadataServer):
 
     def write(self, connection: socket.socket, request: Request, reply: Reply) -> None:
         self.asked.append(request)
-        if self.fault is None or not request.path.endswith(self.fault_on):
+        fault = self.fault  # a test may take it back at this moment
+        if fault is None or not request.path.endswith(self.fault_on):
             super().write(connection, request, reply)
         else:
-            self.fault(Exchange(self, connection, request, reply))
+            fault(Exchange(self, connection, request, reply))
 
     def asked_paths(self) -> list[str]:
         return [f"{request.method} {request.path}" for request in self.asked]
