@@ -1,8 +1,9 @@
+import errno
 import json
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.waiting import wait_until
 VECTORS = json.loads((Path(__file__).parent / "data" / "wandb_frames.json").read_text())
 RUN = "abc12345"
 Link = tuple[Conversation, socket.socket]
+Fate = int | OSError | None
 
 
 class Narrow(socket.socket):
@@ -131,6 +133,68 @@ def test_a_frame_that_was_sent_in_part_is_completed_before_anything_else(tmp_pat
     asked = got[: -len(marked)]
     assert asked == attach * (len(asked) // len(attach))
     assert got.endswith(marked)
+
+
+class Faulty(socket.socket):
+    """A connected socket that takes so many bytes at each attempt; None: it has no room, an error: it breaks."""
+
+    fates: Sequence[Fate] = ()
+
+    def connect_ex(self, _address: object, /) -> int:
+        return 0
+
+    def send(self, data: bytes, flags: int = 0) -> int:  # type: ignore[override]  # bytes is all that is sent here
+        fate, *self.fates = self.fates or (len(data),)
+        if fate is None:
+            raise BlockingIOError
+        if isinstance(fate, OSError):
+            raise fate
+        return super().send(data[:fate], flags)
+
+
+def frames_in(sent: bytes) -> tuple[list[bytes], bytes]:
+    """Split it into whole frames, and what is left of the last one."""
+    whole = []
+    while len(sent) >= 5 and len(sent) >= (size := 5 + struct.unpack_from("<I", sent, 1)[0]):
+        whole.append(sent[:size])
+        sent = sent[size:]
+    return whole, sent
+
+
+BREAKS = st.builds(OSError, st.sampled_from([errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS]))
+FATES = st.lists(st.one_of(st.integers(1, 40), st.none(), BREAKS), max_size=30)
+STORY = st.lists(st.sampled_from(["ask", "go on", "attach", "marked"]), max_size=20)
+
+
+@pytest.mark.parametrize("code", [None, 75])
+@given(fates=FATES, story=STORY)
+def test_whatever_the_socket_does_nothing_but_whole_frames_leaves(
+    code: int | None, fates: list[Fate], story: list[str]
+) -> None:
+    """Only the last one may be cut off, by the end of the connection: wandb-core drops that."""
+    asked = [core_socket.attach_frame(RUN, "attach"), core_socket.attach_frame(RUN, "marked")]
+    record = core_socket.preempting_frame(RUN) + (b"" if code is None else core_socket.exit_frame(RUN, code))
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Conversation("unused", RUN, code)) as conversation:
+        conversation.sock.close()
+        conversation.sock = faulty = Faulty(fileno=ours.detach())
+        faulty.setblocking(False)
+        faulty.fates = fates
+        with suppress(OSError):
+            conversation.connect()
+            for word in story:
+                if word in ("attach", "marked"):
+                    theirs.sendall(answer_to(word))
+                conversation.ask_again() if word == "ask" else conversation.go_on()
+        may_be_cut = conversation.wants_to_write
+        faulty.shutdown(socket.SHUT_WR)
+        sent = b"".join(iter(lambda: theirs.recv(65536), b""))
+    whole, rest = frames_in(sent)
+
+    assert set(whole) <= {*asked, *frames_in(record)[0]}
+    assert not rest or may_be_cut
+    assert sent.count(record) <= 1
+    assert whole[:1] in ([], asked[:1])
 
 
 def test_a_connection_to_itself_is_not_an_answer() -> None:

@@ -1,7 +1,8 @@
 """The exit records that the marker sends at the last moment, to a stand-in for wandb-core."""
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from preemptd.events import Event, MarkingDone, RunEnded, RunMarked, RunsFound
 from preemptd.model import Run
 from preemptd.runs.marker import Marker
 from preemptd.runs.roster import Roster
+from preemptd.runs.run_settings import RunSettings
 from tests.standins.wandb_core_process import CoreStandIn, core_stand_ins
 from tests.waiting import wait_until
 
@@ -21,9 +23,15 @@ class Ending:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        self.on_done: Callable[[], object] = lambda: None
         self.roster = Roster()
-        self.marker = Marker(self.events.append, self.roster)
+        self.marker = Marker(self._put, self.roster)
         self.marker.start()
+
+    def _put(self, event: Event) -> None:
+        if isinstance(event, MarkingDone):
+            self.on_done()
+        self.events.append(event)
 
     def know(self, core: CoreStandIn) -> None:
         self.marker.look([core.process()])
@@ -141,11 +149,34 @@ def test_the_roster_notes_what_closes_and_who_had_it(core: CoreStandIn, ending: 
 
 def test_the_roster_forgets_runs_that_closed_long_before_a_notice() -> None:
     roster, run = Roster(kept=0.0), Run("abc", 1, 1, "")
-    roster.see([run], keep_closed=False)
-    roster.see([], keep_closed=False)
-    roster.see([], keep_closed=True)
+    looked = threading.Event()
+    roster.see([run], False, looked.set)
+    roster.see([], False, looked.set)
+    roster.see([], True, looked.set)
     kept = roster.entries()
-    roster.see([], keep_closed=False)
+    roster.see([], False, looked.set)
 
+    assert looked.wait(20)
     assert [entry.run for entry in kept] == [run]
     assert roster.entries() == ()
+
+
+def test_nobody_is_told_before_the_owner_of_a_new_run_was_looked_at(core: CoreStandIn, ending: Ending) -> None:
+    """Who is told may be gone a millisecond later, and its run could not be mended."""
+    ending.marker.look([core.process()])
+    known: list[bool] = []
+    ending.on_done = lambda: known.append(ending.roster.entries()[0].owner is not None)
+    ending.mark(1)
+
+    assert known == [True]
+
+
+def test_what_a_run_has_answered_is_kept_if_it_was_marked_before_the_roster_knew_it() -> None:
+    roster, run, settings = Roster(), Run("abc", 1, 1, ""), RunSettings(project="project")
+    looked = threading.Event()
+    roster.marked(run, settings)
+    roster.see([run], True, looked.set)
+
+    (entry,) = roster.entries()
+    assert looked.wait(20)
+    assert (entry.marked, entry.settings) == (True, settings)

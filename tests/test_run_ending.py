@@ -153,6 +153,24 @@ def test_a_run_that_had_closed_before_anybody_was_told_is_left_alone(tmp_path: P
     assert (repair.how, repair.why) == ("nothing", "it had ended before anybody was told")
 
 
+def test_a_wandb_core_that_fell_to_the_signal_that_is_the_notice_did_not_end_by_itself(tmp_path: Path) -> None:
+    directory = run_directory(tmp_path, OFFLINE, run_record("", "p"))
+    (struck,) = mend(entry_in(directory, closed=5.0), told_at=5.1)
+    other = run_directory(tmp_path / "other", OFFLINE, run_record("", "p"))
+    (earlier,) = mend(entry_in(other, closed=5.0), told_at=50.0)
+
+    assert (struck.how, struck.code) == ("log", CODE)
+    assert (earlier.how, earlier.why) == ("nothing", "it had ended before anybody was told")
+
+
+def test_a_mark_that_came_after_the_exit_is_none(tmp_path: Path) -> None:
+    late = run_directory(tmp_path, ONLINE, run_record("", "p"), exit_record(143), PREEMPTING)
+    both = run_directory(tmp_path / "both", ONLINE, run_record("", "p"), PREEMPTING, exit_record(143), PREEMPTING)
+
+    assert not left_behind(entry_in(late, marked=True)).marked
+    assert left_behind(entry_in(both)).marked
+
+
 def test_a_run_of_a_process_that_is_done_is_left_alone(tmp_path: Path) -> None:
     directory = run_directory(tmp_path, ONLINE, run_record("", "p"), exit_record(0))
     (repair,) = mend(entry_in(directory), done=(GONE.pid,))

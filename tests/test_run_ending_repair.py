@@ -161,7 +161,7 @@ def test_a_server_that_goes_on_failing_costs_the_budget_and_is_named(
 
 def test_nobody_listening_is_no_network(process: RepairProcess, tmp_path: Path) -> None:
     with pytest.raises(RepairError, match="no network: Connection refused"):
-        process.by_http(owner(tmp_path), target("http://127.0.0.1:9", key=API_KEY), soon(2.0))
+        process.by_http(owner(tmp_path), target("http://127.0.0.1:9", key=API_KEY), soon(6.0))
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

@@ -74,11 +74,14 @@ class Core:
 
 
 def is_core(process: Process) -> bool:
-    """Say whether *process* is a wandb-core, or the Python service of wandb 0.17."""
+    """Say whether *process* is a wandb-core, or the Python service of wandb 0.17.
+
+    The command-line interface of 0.19 still asks for that service, and its agent hands the wish on to the training.
+    """
     if process.state in "ZX":
         return False
     program = os.path.basename(process.cmdline[0]) if process.cmdline else process.comm
-    return program == "wandb-core" or program.startswith("wandb-service(")
+    return program == "wandb-core" or any(name.startswith("wandb-service(") for name in (program, process.comm))
 
 
 def cores(processes: Iterable[Process]) -> list[Process]:

@@ -110,6 +110,9 @@ class Marker:
                 self._orders.append(order)
                 os.eventfd_write(self._wake, 1)
 
+    def _wake_up(self) -> None:
+        self._order(lambda: None)
+
     # From here on everything runs in the marker's thread.
 
     def _serve(self) -> None:
@@ -143,8 +146,8 @@ class Marker:
             self._look_at(self._to_look.popleft(), now)
         if not self._to_look:
             self._report_found()
+            self._roster.see(self._found, self._marking, self._wake_up)
             self._report_done()
-            self._roster.see(self._found, keep_closed=self._marking)
 
     def _take(self, processes: Sequence[Process]) -> None:
         """Add the cores of a snapshot. One that is missing is kept until it has ended: a snapshot can tear."""
@@ -276,6 +279,7 @@ class Marker:
         for demand in list(self._demands):
             if demand.waits_for is None:
                 demand.waits_for = tuple(self._attempts.values())
-            if not any(self._is_current(attempt) and attempt.delays_telling for attempt in demand.waits_for):
+            waits = any(self._is_current(attempt) and attempt.delays_telling for attempt in demand.waits_for)
+            if not waits and not self._roster.looking:
                 self._demands.remove(demand)
                 self._put(MarkingDone(demand.asked))

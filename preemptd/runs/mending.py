@@ -23,6 +23,8 @@ from preemptd.runs.roster import Entry, Roster
 
 CORE_ENDS_WITHIN = 2.0
 """Seconds for wandb-core to end after its process: it looks for it every 100 ms. One that is stuck never does."""
+SAME_BLOW = 2.0
+"""Seconds from the signal that is itself the notice (SLURM's last SIGTERM, to all of a job) to our first telling."""
 LOOK_EVERY = 0.02
 QUICK = 3.0
 """Seconds below which the official API is not tried first: it takes 0.7 to 1.5 s on an idle machine."""
@@ -128,7 +130,7 @@ class Mender:
 
     def _judge(self, entry: Entry, policy: Policy) -> tuple[Left, Decision]:
         nothing = Left(offline=False, marked=entry.marked, code=None, delivered=False)
-        if entry.closed is not None and entry.closed < policy.told_at:
+        if entry.closed is not None and entry.closed < policy.told_at and not _was_struck(entry, policy.told_at):
             return nothing, Decision(Action.NOTHING, None, "it had ended before anybody was told")
         if entry.run.owner_pid in policy.done:
             return nothing, Decision(Action.NOTHING, None, "its process said that it is done")
@@ -206,6 +208,11 @@ def _try(way: Callable[[Owner, Target, float], None], owner: Owner, target: Targ
     except RepairError as error:
         return str(error)
     return None
+
+
+def _was_struck(entry: Entry, told_at: float) -> bool:
+    """Say whether its wandb-core fell, with nothing said, to the same signal that we took for the notice."""
+    return entry.closed is not None and entry.closed >= told_at - SAME_BLOW and left_behind(entry).code is None
 
 
 def _amend(entry: Entry, owner: Owner, code: int) -> str:

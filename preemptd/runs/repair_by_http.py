@@ -2,8 +2,9 @@
 
 A program by itself (``python -c``), standard library only, Python 3.8 and later: the key and the settings of another
 user must be read with that user's rights, and a name server that hangs must be killable. Its argument is JSON: entity,
-project, run_id, code, cwd, home (may the files of the home directory be used), seconds (until it must have answered),
-answer (a descriptor that gets one line of JSON).
+project, run_id, code, cwd, home (may the files of the home directory be used), end (time.monotonic() by which it must
+have answered: one clock for all processes, and it may take long to start), answer (a descriptor that gets one line of
+JSON).
 """
 
 import sys
@@ -99,7 +100,7 @@ def repair(request: "dict[str, object]") -> None:
     key = os.environ.get("WANDB_API_KEY") or settings.get("api_key") or (read_netrc(base) if request["home"] else "")
     if not key:
         raise HopelessError("no key: neither WANDB_API_KEY nor a netrc entry for the server")
-    server = Server(base, key, time.monotonic() + float(str(request["seconds"])) - TO_ANSWER)
+    server = Server(base, key, float(str(request["end"])) - TO_ANSWER)
     entity = str(request["entity"] or os.environ.get("WANDB_ENTITY") or default_entity(server))
     names = [urllib.parse.quote(str(name), safe="") for name in (entity, request["project"], request["run_id"])]
     path = "/files/{}/{}/{}/file_stream".format(*names)

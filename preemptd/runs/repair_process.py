@@ -20,6 +20,7 @@ from preemptd.runs.run_settings import RunSettings
 _PROGRAMS = Path(__file__).parent
 _ENDED_WITHIN = 1.0
 _NOBODY = 65534
+_SYSTEM_PYTHON = "/usr/bin/python3"
 # What says which run it is, or that it is to be none, must not reach the repair.
 _DROPPED = frozenset(
     {
@@ -46,6 +47,10 @@ _ADDED = {
 
 class RepairError(Exception):
     """Why a repair cannot be made this way."""
+
+
+class _RefusedError(RepairError):
+    """The user may not run that interpreter: ours may lie in root's home."""
 
 
 class Spawn(Protocol):
@@ -130,7 +135,12 @@ class RepairProcess:
             identity = _identity_outside(owner.rights)
         elif identity := identity_of(owner.rights):  # the user may not be allowed to read our interpreter
             interpreter = _interpreter(owner, target) or interpreter
-        self._run("repair_by_http", interpreter, owner, target, identity, end)
+        try:
+            self._run("repair_by_http", interpreter, owner, target, identity, end)
+        except _RefusedError:
+            if not identity or not os.access(_SYSTEM_PYTHON, os.X_OK):
+                raise
+            self._run("repair_by_http", (_SYSTEM_PYTHON, "-I"), owner, target, identity, end)
 
     def _run(
         self,
@@ -150,6 +160,8 @@ class RepairProcess:
             try:
                 env = environment_for(owner, target.settings, directory)
                 process = self._spawn(command, env=env, pass_fds=(answer_end,), identity=identity)
+            except PermissionError as error:
+                raise _RefusedError(f"the repair could not be started: {error}") from error
             except (OSError, subprocess.SubprocessError, ValueError) as error:
                 raise RepairError(f"the repair could not be started: {error}") from error
             finally:
@@ -204,7 +216,7 @@ def _request(owner: Owner, target: Target, end: float, answer: int) -> str:
             "cwd": owner.cwd,
             "packages": owner.packages or "",
             "home": not owner.confined,
-            "seconds": end - time.monotonic(),
+            "end": end,
             "answer": answer,
         }
     )

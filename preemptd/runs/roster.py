@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from preemptd.model import Run
@@ -50,9 +50,20 @@ class Roster:
         self._kept = kept
         self._lock = threading.Lock()
         self._entries: dict[Run, Entry] = {}
+        self._early: dict[Run, Entry] = {}
+        """What is known of runs that were marked before they were shown."""
+        self._looking = 0
 
-    def see(self, open_runs: Collection[Run], keep_closed: bool) -> None:
-        """Take what is open now. With *keep_closed*, while a notice is open, nothing is forgotten."""
+    @property
+    def looking(self) -> bool:
+        """Owners of new runs are being looked at: who is told now may be gone before that is done."""
+        return self._looking > 0
+
+    def see(self, open_runs: Collection[Run], keep_closed: bool, looked: Callable[[], None]) -> None:
+        """Take what is open now; *looked* is called, in another thread, when the owners of new runs are known.
+
+        With *keep_closed*, while a notice is open, nothing is forgotten.
+        """
         now = time.monotonic()
         with self._lock:
             for run, entry in list(self._entries.items()):
@@ -62,24 +73,36 @@ class Roster:
                     entry.closed = now
                 elif not keep_closed and now - entry.closed > self._kept:
                     _let_go(self._entries.pop(run))
-            new = [Entry(run) for run in open_runs if run not in self._entries]
+            new = [self._early.pop(run, Entry(run)) for run in open_runs if run not in self._entries]
+            if not keep_closed:
+                self._early.clear()
             self._entries.update((entry.run, entry) for entry in new)
+            self._looking += bool(new)
         if new:  # in a thread: reading /proc/PID/cmdline may hang behind a busy process
-            threading.Thread(target=self._capture, args=(new,), name="wandb-owners", daemon=True).start()
+            threading.Thread(target=self._look_at, args=(new, looked), name="wandb-owners", daemon=True).start()
 
     def marked(self, run: Run, settings: RunSettings | None) -> None:
         """Note that wandb-core has the preempting record of *run*, and what it answered to the attach before that."""
         with self._lock:
-            entry = self._entries.get(run)
-            if entry is not None:
-                entry.marked = True
-                entry.settings = settings or entry.settings
+            entry = self._entry(run)
+            entry.marked = True
+            entry.settings = settings or entry.settings
 
     def ended(self, run: Run, code: int) -> None:
         """Note that wandb-core has carried out an exit record of ours."""
         with self._lock:
-            if (entry := self._entries.get(run)) is not None:
-                entry.ended = code
+            self._entry(run).ended = code
+
+    def _entry(self, run: Run) -> Entry:
+        return self._entries[run] if run in self._entries else self._early.setdefault(run, Entry(run))
+
+    def _look_at(self, entries: Collection[Entry], looked: Callable[[], None]) -> None:
+        try:
+            self._capture(entries)
+        finally:
+            with self._lock:
+                self._looking -= 1
+            looked()
 
     def _capture(self, entries: Collection[Entry]) -> None:
         for entry in entries:
