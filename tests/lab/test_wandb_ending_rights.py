@@ -7,13 +7,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from preemptd.procfs import Tree
+from preemptd.runs.owner import Rights, rights_of
 from tests.lab.wandb_backend import WandbBackend
 from tests.lab.wandb_ending import CODE, SCRIPT, Ending
+from tests.lab.wandb_watching import Training, announce, patient
+from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 
 USER, GROUP, MORE = 23456, 23457, 23458
@@ -27,7 +31,7 @@ with open(os.environ["NOTES"], "a") as file:
 """
 Start = Callable[..., Ending]
 
-pytestmark = pytest.mark.usefixtures("needs_root")
+pytestmark = [patient, pytest.mark.usefixtures("needs_root")]
 
 
 @pytest.fixture
@@ -69,18 +73,21 @@ def public_python(wandb_pythons: Mapping[str, str], theirs: Path) -> str:
     pytest.skip("needs a Python with the packages of wandb 0.31.0 that every user may run")
 
 
+def environment_of(backend: WandbBackend, theirs: Path) -> Mapping[str, str]:
+    """Make one in which nothing of the training is written elsewhere than in *theirs*."""
+    directories = {f"WANDB_{name}_DIR": str(theirs) for name in ("CACHE", "CONFIG", "DATA")}
+    return {**backend.env(), **directories, "HOME": str(theirs), "TMPDIR": str(theirs)}
+
+
 @pytest.fixture
 def start(wandb_pythons: Mapping[str, str], backend: WandbBackend, theirs: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(python: str, way: str, *before: str) -> Ending:
             env = {
-                **backend.env(),
-                "HOME": str(theirs),
+                **environment_of(backend, theirs),
                 "PYTHONPATH": f"{theirs}:{packages(wandb_pythons['0.31.0'])}",
                 "NOTES": str(theirs / "notes"),
-                "TMPDIR": str(theirs),
-                **{f"WANDB_{name}_DIR": str(theirs) for name in ("CACHE", "CONFIG", "DATA")},
             }
             ending = Ending(python, way, env, theirs, before=before, script=str(theirs / "wandb_ends.py"))
             stack.callback(ending.close)
@@ -186,3 +193,55 @@ def test_an_offline_log_that_is_not_its_owners_alone_is_not_written(
     assert not repair.ok
     assert "transaction log" in repair.why
     assert log.read_bytes() == before
+
+
+# -- under the real `preemptd watch` ---------------------------------------------------------------------------------
+
+
+def repairs(watch: Training, run_id: str) -> list[Rights]:
+    """List as whom those act that repair the run at this moment."""
+    found = []
+    for process in Tree(watch.process.pid, include_root=False).snapshot():
+        if any(f'"run_id": "{run_id}"' in argument for argument in process.cmdline):
+            with suppress(OSError, ValueError):
+                found.append(rights_of(process.pid))
+    return found
+
+
+@pytest.mark.parametrize("owner", ["the same user", "another user"])
+def test_a_training_in_namespaces_of_its_own_is_marked_told_and_mended_with_no_more_rights_than_it_had(
+    backend: WandbBackend, theirs: Path, public_python: str, wandb_pythons: Mapping[str, str], owner: str
+) -> None:
+    as_user = AS_USER if owner == "another user" else ()
+    path = f"PYTHONPATH={theirs}:{packages(wandb_pythons['0.31.0'])}"
+    command = [
+        *IN_NAMESPACES,
+        *as_user,
+        "env",
+        path,
+        f"NOTES={theirs}/notes",
+        public_python,
+        str(theirs / "wandb_ends.py"),
+        "os_exit",
+    ]
+    with FaultyGce(grace=30.0) as gce:
+        env = {**environment_of(backend, theirs), "GCE_METADATA_HOST": gce.url.removeprefix("http://")}
+        with Training(theirs, command, env={**env, "NO_GCE_CHECK": "false"}) as watch:
+            (run_id,) = watch.runs()
+            backend.break_down("hang")
+            announce(gce)
+            (rights,) = wait_until(lambda: repairs(watch, run_id), 50)
+            backend.mend()
+            status = watch.wait()
+        (told,) = watch.lines("told")
+
+    assert (status, backend.exit_codes(run_id)) == (75, [CODE])
+    assert watch.marked() == [run_id]
+    assert watch.number("marked") < watch.number("told")
+    assert "wandb_ends.py" in str(told["command"])
+    assert [(line["ok"], line["how"]) for line in watch.lines("repaired")] == [(True, "http")]
+    if owner == "another user":
+        assert (rights.uid, rights.gid, rights.groups, rights.capabilities) == (USER, GROUP, frozenset({MORE}), 0)
+        assert not rights.split
+    else:
+        assert rights == rights_of("self")

@@ -1,4 +1,4 @@
-"""However a told training ends, the backend ends with its run marked and a code that is not 0: three wandbs."""
+"""What marker and mender do for a told training that ends, in this process: the exit matrix is test_wandb_exits.py."""
 
 import os
 import signal
@@ -13,24 +13,14 @@ import pytest
 
 from preemptd.runs import transaction_log
 from preemptd.runs.run_settings import RunSettings
-from tests.lab import ending_table
 from tests.lab.wandb_backend import API_KEY, WandbBackend
 from tests.lab.wandb_ending import CODE, WAYS, Ending
-from tests.lab.wandb_watching import VERSIONS, every_version, quickly
+from tests.lab.wandb_watching import every_version, patient, quickly
 from tests.waiting import wait_until
 
+pytestmark = patient
 Start = Callable[..., Ending]
 ALWAYS_FLUSHED = {"WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL": "0.2"}
-
-
-def _matrix() -> pytest.MarkDecorator:
-    """Every way with every version in the soak; in the suite every way, and every version, but not all pairs."""
-    params = []
-    for row, way in enumerate(WAYS):
-        for column, version in enumerate(VERSIONS):
-            chosen = row % len(VERSIONS) == column
-            params.append(pytest.param(way, version, marks=() if chosen else pytest.mark.soak, id=f"{way}-{version}"))
-    return pytest.mark.parametrize(("way", "version"), params)
 
 
 @pytest.fixture
@@ -64,29 +54,6 @@ def sync(python: str, backend: WandbBackend, log: Path) -> None:
 def the_log(directory: Path, run_id: str) -> Path:
     (path,) = directory.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb")
     return path
-
-
-@_matrix()
-def test_however_it_ends_the_backend_hears_of_a_preemption(
-    start: Start, backend: WandbBackend, way: str, version: str
-) -> None:
-    ending = start(version, way)
-    run_id = ending.wait_ready()
-    ending.mark()
-    ending.end()
-    reported = backend.exit_codes(run_id)
-    history = backend.lines(run_id, "wandb-history.jsonl")
-    repair = ending.mend()
-
-    by_itself = WAYS[way]
-    assert reported == ([] if by_itself is None else [by_itself])
-    assert repair.ok
-    assert repair.how == ("nothing" if by_itself else "api")
-    assert backend.exit_codes(run_id) == ([by_itself] if by_itself else [*reported, CODE])
-    assert backend.preempting(run_id)
-    assert backend.lines(run_id, "wandb-history.jsonl")[: len(history)] == history
-    assert backend.config(run_id)["lr"]["value"] == 0.1
-    assert backend.unknown() == []
 
 
 @quickly("0.31.0")
@@ -299,12 +266,3 @@ def test_offline_a_run_of_which_nothing_is_on_the_disk_is_named(start: Start) ->
 
     assert not repair.ok
     assert "nothing of it had reached the disk" in repair.why
-
-
-def test_the_page_shows_every_way_and_none_that_failed() -> None:
-    found = ending_table.TABLE.search(ending_table.PAGE.read_text())
-    assert found is not None
-    rows = [line.strip("| ").split(" | ") for line in found[2].splitlines() if line.startswith("| ")][2:]
-
-    assert [row[0] for row in rows] == [ending_table.IN_WORDS[way] for way in WAYS]
-    assert "FAILED" not in found[2]

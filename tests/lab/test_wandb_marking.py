@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,14 +15,15 @@ import pytest
 
 from preemptd.events import Event, MarkingDone, RunMarked, RunsFound
 from preemptd.procfs import Tree
-from preemptd.runs import transaction_log
+from preemptd.runs import discovery, transaction_log
+from preemptd.runs.core_socket import attach_frame, preempting_frame
 from preemptd.runs.marker import Marker
 from tests.lab.wandb_backend import WandbBackend
+from tests.lab.wandb_watching import PATIENCE, every_version, patient
 from tests.waiting import wait_until
 
-VERSIONS = ("0.31.0", "0.22.3", "0.19.11")
 STANDINS = Path(__file__).parent.parent / "standins"
-every_version = pytest.mark.parametrize("version", VERSIONS)
+pytestmark = patient
 
 
 class Training:
@@ -64,6 +66,9 @@ class Training:
 
     def tell(self) -> None:
         self.popen.send_signal(signal.SIGUSR1)
+
+    def cores(self) -> list[int]:
+        return [process.pid for process in discovery.cores(self._tree.snapshot())]
 
     def marked(self) -> list[str]:
         return sorted(event.run.run_id for event in self.events if isinstance(event, RunMarked) and not event.why)
@@ -112,6 +117,31 @@ def test_hand_made_frames_are_those_of_the_installed_wandb(wandb_pythons: Mappin
 
 
 @every_version
+def test_a_frame_that_is_cut_off_anywhere_is_dropped_and_training_goes_on(
+    start: Start, backend: WandbBackend, version: str
+) -> None:
+    """As it is when we are killed, or hang up, in the middle of one."""
+    training = start(version)
+    _, run_id = training.line("ready")
+    training.look()
+    wait_until(lambda: training.events)
+    (core,) = training.cores()
+    address = discovery.listening_address(core)
+    assert address is not None
+    frames = attach_frame(run_id, "attach") + preempting_frame(run_id)
+    for end in range(len(frames)):
+        with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as cut:
+            cut.connect(address)
+            cut.sendall(frames[:end])
+    training.mark()
+    training.tell()
+    training.line("told")
+
+    assert (training.popen.wait(timeout=PATIENCE), backend.exit_codes(run_id)) == (0, [143])
+    assert len(backend.preempting(run_id)) == 1
+
+
+@every_version
 def test_an_unmodified_script_is_marked_once_before_the_signal_reaches_it(
     start: Start, backend: WandbBackend, version: str
 ) -> None:
@@ -122,7 +152,7 @@ def test_an_unmodified_script_is_marked_once_before_the_signal_reaches_it(
     marked_at = next(event.mono for event in training.events if isinstance(event, RunMarked))
     training.tell()
     (told_at,) = training.line("told")
-    status = training.popen.wait(timeout=50)
+    status = training.popen.wait(timeout=PATIENCE)
 
     assert marked_at < float(told_at)
     assert training.marked() == [run_id]
@@ -162,7 +192,7 @@ def test_a_stopped_wandb_core_is_marked_once_when_it_goes_on_and_training_with_i
     training.tell()
     training.line("told")
 
-    assert training.popen.wait(timeout=50) == 0
+    assert training.popen.wait(timeout=PATIENCE) == 0
     assert (len(backend.preempting(run_id)), backend.exit_codes(run_id)) == (1, [143])
 
 
@@ -217,7 +247,7 @@ def test_offline_the_record_is_in_the_transaction_log(start: Start, version: str
     training.mark()
     training.tell()
     training.line("told")
-    training.popen.wait(timeout=50)
+    training.popen.wait(timeout=PATIENCE)
     (path,) = tmp_path.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
 
     assert transaction_log.has_preempting(str(path))

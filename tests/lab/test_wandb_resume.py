@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,24 +13,14 @@ import pytest
 from preemptd.resumption.record import Record, variables
 from tests.conftest import ROOT
 from tests.lab.wandb_backend import WandbBackend
-from tests.lab.wandb_watching import announce, every_version, quickly, strings
+from tests.lab.wandb_watching import PATIENCE, Training, announce, every_version, patient, quickly, strings
 from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import Watch, environment, read_lines
 
+pytestmark = patient
 SCRIPT = str(ROOT / "tests" / "standins" / "wandb_resume.py")
 ENOUGH = 20
-
-
-class Attempt(Watch):
-    """One start; what it leaves running ends with the test."""
-
-    def __exit__(self, *error: object) -> None:
-        for line in self.said("ready"):
-            with suppress(OSError):
-                if SCRIPT.encode() in Path(f"/proc/{line['pid']}/cmdline").read_bytes():
-                    os.kill(int(str(line["pid"])), signal.SIGKILL)
-        super().__exit__(None, None, None)
 
 
 class Machine:
@@ -44,10 +34,10 @@ class Machine:
         self._env = {**env, "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "WANDB_DIR": str(home)}
         self._starts = 0
 
-    def start(self, *script: str, watch: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Attempt:
+    def start(self, *script: str, watch: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Training:
         self._starts += 1
         command = [self._python, SCRIPT, str(self.checkpoints), *script]
-        return Attempt(self.home, command, *watch, env={**self._env, **(env or {})}, name=f"start-{self._starts}")
+        return Training(self.home, command, *watch, env={**self._env, **(env or {})}, name=f"start-{self._starts}")
 
 
 Make = Callable[..., Machine]
@@ -67,7 +57,7 @@ def machine(wandb_pythons: Mapping[str, str], backend: WandbBackend, tmp_path: P
     return make
 
 
-def noticed(machine: Machine, *script: str, watch: Sequence[str], more: Mapping[str, str] | None = None) -> Attempt:
+def noticed(machine: Machine, *script: str, watch: Sequence[str], more: Mapping[str, str] | None = None) -> Training:
     """Run one attempt that ends by a notice."""
     with ExitStack() as stack:
         gce = stack.enter_context(FaultyGce())
@@ -75,7 +65,7 @@ def noticed(machine: Machine, *script: str, watch: Sequence[str], more: Mapping[
         attempt = stack.enter_context(machine.start(*script, watch=watch, env=env))
         attempt.await_said("step", ENOUGH)
         announce(gce)
-        status = attempt.wait(50)
+        status = attempt.wait()
     print(attempt.err)
     assert status == 75
     return attempt
@@ -126,9 +116,9 @@ def test_a_job_that_was_done_begins_a_new_run(machine: Make, version: str) -> No
     here, job = machine(version), ("--job-id", "run42")
     first = ready(noticed(here, watch=job))
     with here.start("--steps", "1", watch=job) as last:
-        status = last.wait(50)
+        status = last.wait()
     with here.start("--steps", "1", watch=job) as new:
-        new.wait(50)
+        new.wait()
 
     assert (status, ready(last)[:2]) == (0, (first[0], True))
     assert ready(new)[0] != first[0]
@@ -178,10 +168,10 @@ def test_two_identical_commands_without_a_job_id_have_runs_of_their_own(machine:
     with here.start("--steps", "200") as one, here.start("--steps", "200") as two:
         one.await_said("step", ENOUGH)
         two.await_said("step", ENOUGH)
-        assert (one.wait(50), two.wait(50)) == (0, 0)
+        assert (one.wait(), two.wait()) == (0, 0)
     runs = {ready(one)[0], ready(two)[0]}
     with here.start("--steps", "0") as later:
-        later.wait(50)
+        later.wait()
 
     assert len(runs | {ready(later)[0]}) == 3
 
@@ -211,9 +201,9 @@ def test_what_was_logged_after_the_last_checkpoint_is_logged_twice_or_dropped(
         wait_until(lambda: len(history(backend, run_id)) >= known)
         wait_until((here.home / "state" / "preemptd" / "wandb" / "run42.json").exists)
         os.kill(int(str(ready_line["pid"])), signal.SIGKILL)
-        status = killed.wait(50)
+        status = killed.wait()
     with here.start(*options, "--steps", "20", watch=job) as again:
-        again.wait(50)
+        again.wait()
     steps = [line["train_step"] for line in history(backend, run_id)]
 
     assert status == 137
@@ -266,7 +256,7 @@ def test_what_code_and_environment_say_comes_first(
         log = tmp_path / attempt
         env = environment({**backend.env(), **user, **given, "WANDB_DIR": str(tmp_path), "LOG": str(log)})
         command = [wandb_pythons[version], SCRIPT, str(tmp_path), "--steps", "1", "--init", init]
-        subprocess.run(command, env=env, check=False, capture_output=True, timeout=50)
+        subprocess.run(command, env=env, check=False, capture_output=True, timeout=PATIENCE)
         resumed = [line["resumed"] for line in read_lines(log) if line["what"] == "ready"]
         found.append(GOES_ON if True in resumed else NEW if False in resumed else FAILS)
 

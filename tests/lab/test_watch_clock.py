@@ -16,17 +16,22 @@ from tests.watching import Watch, trainer
 
 
 class WallClock:
-    """What programs that run with `environ` take for the time of day."""
+    """What programs that run with `environ` take for the time of day, and for the time that has passed."""
 
     def __init__(self, library: Path) -> None:
         self._offset = library.with_suffix(".offset")
-        self._offset.write_bytes(bytes(8))
+        self._offset.write_bytes(bytes(16))
         self.environ = {"LD_PRELOAD": str(library), "WALL_CLOCK_OFFSET": str(self._offset)}
 
     def jump(self, seconds: int) -> None:
         """Let it be *seconds* off from now on."""
         with open(self._offset, "r+b", buffering=0) as file:  # in place: the program has mapped it
             file.write(struct.pack("=q", seconds * 10**9))
+
+    def age(self, seconds: int) -> None:
+        """Let so many seconds have passed for them: what waits goes on waiting as long as it would have."""
+        with open(self._offset, "r+b", buffering=0) as file:
+            file.write(struct.pack("=qq", seconds * 10**9, seconds * 10**9))
 
 
 @pytest.fixture

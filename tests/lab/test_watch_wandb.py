@@ -18,6 +18,7 @@ from tests.lab.wandb_watching import (
     announce,
     every_version,
     imported,
+    patient,
     preempting_records,
     quickly,
     stopped,
@@ -27,6 +28,7 @@ from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import environment, read_lines
 
+pytestmark = patient
 Start = Callable[..., Training]
 
 
@@ -188,7 +190,7 @@ def test_rank_0s_run_is_marked_before_either_rank_of_torchrun_is_told(
 ) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
     watch = start("0.31.0", interpreter=torch_python, python=torchrun)
-    ready = watch.await_said("ready", 2, timeout=50)
+    ready = watch.await_said("ready", 2)
     (run_id,) = {run_id for line in ready for run_id in strings(line["runs"])}
     announce(gce)
     status = watch.wait()
@@ -324,7 +326,7 @@ def test_one_stopped_wandb_core_of_twenty_delays_nobody_else(
     start: Start, backend: WandbBackend, gce: FaultyGce, version: str
 ) -> None:
     watch = start(version, "--forks", "20", "--save", "3")
-    runs = {str(line["run"]) for line in watch.await_said("run", 20, timeout=50)}
+    runs = {str(line["run"]) for line in watch.await_said("run", 20)}
     watch.await_said("ready")
     victim = watch.cores()[7]
     with stopped(victim):
@@ -335,11 +337,12 @@ def test_one_stopped_wandb_core_of_twenty_delays_nobody_else(
         assert watch.number("told", "ms") < 2500
     watch.await_line("marked", 20)
     status = watch.wait()
+    mended = {line["run_id"] for line in watch.lines("repaired") if line["how"] in {"api", "http"}}
 
     assert status == 75
     assert len(runs) == len(set(watch.marked())) == 20
     assert len(before) == 19
-    assert [len(backend.preempting(run_id)) for run_id in sorted(runs)] == [1] * 20
+    assert [len(backend.preempting(run_id)) - (run_id in mended) for run_id in sorted(runs)] == [1] * 20
 
 
 # -- no notice, no mark ------------------------------------------------------------------------------------------
@@ -415,14 +418,24 @@ def test_nothing_is_marked_under(
 # -- what the daemon itself is made of ---------------------------------------------------------------------------
 
 
-def test_the_daemon_marks_without_wandb_and_loads_requests_only_for_a_provider_that_needs_it(
-    backend: WandbBackend, tmp_path: Path, wandb_pythons: Mapping[str, str]
+@pytest.mark.parametrize(("code", "how"), [("143", "nothing"), ("0", "api")])
+def test_the_daemon_marks_and_mends_without_wandb_and_loads_requests_only_for_a_provider_that_needs_it(
+    backend: WandbBackend, tmp_path: Path, wandb_pythons: Mapping[str, str], code: str, how: str
 ) -> None:
     signals = tmp_path / "signals"
     signals.mkdir()
     watch = [sys.executable, "-X", "importtime", "-m", "preemptd", "watch", "--job-id", "job", "--journal", "journal"]
     env = environment({**backend.env(), "PREEMPTD_SIGNAL_DIR": str(signals), "LOG": str(tmp_path / "log")})
-    command = ["sh", "-c", 'echo "the command runs" >&2; exec "$@"', "sh", wandb_pythons["0.31.0"], SCRIPT]
+    command = [
+        "sh",
+        "-c",
+        'echo "the command runs" >&2; exec "$@"',
+        "sh",
+        wandb_pythons["0.31.0"],
+        SCRIPT,
+        "--code",
+        code,
+    ]
     with subprocess.Popen([*watch, "--", *command], env=env, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as daemon:
         assert daemon.stderr is not None
         try:
@@ -434,7 +447,9 @@ def test_the_daemon_marks_without_wandb_and_loads_requests_only_for_a_provider_t
             daemon.terminate()
 
     assert daemon.returncode == 75
-    assert "marked" in [line["event"] for line in read_lines(tmp_path / "journal")]
+    lines = {str(line["event"]): line for line in read_lines(tmp_path / "journal")}
+    assert lines["marked"]["ok"] is True
+    assert lines["repaired"]["how"] == how
     assert "preemptd.runs.marker" in imported(before)
     assert not {"wandb", "requests", "urllib3"} & imported(before)
     assert not {"wandb", "requests"} & imported(after)

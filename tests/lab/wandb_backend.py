@@ -44,6 +44,8 @@ class WandbBackend:
     """A context manager; `calls` and what is derived from it may be read at any time, from any thread."""
 
     def __init__(self) -> None:
+        self.answers = dict(_ANSWERS)
+        """What is answered to each operation; `wandb_sweeps` adds its own."""
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._fault: tuple[str, str] | None = None
@@ -139,7 +141,7 @@ class WandbBackend:
 
     def unknown(self) -> list[str]:
         """Return the GraphQL operations that were asked for and are not answered here."""
-        return [call.operation for call in self.calls if call.path == "/graphql" and call.operation not in _ANSWERS]
+        return [call.operation for call in self.calls if call.path == "/graphql" and call.operation not in self.answers]
 
     def record(self, call: Call) -> None:
         with self._lock:
@@ -203,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         match = re.search(r"\b(?:query|mutation)\s+(\w+)", request["query"])
         operation = match[1] if match else ""
         self._record(operation, _run_id(operation, variables), variables)
-        answer = _ANSWERS.get(operation)
+        answer = self.server.backend.answers.get(operation)
         if answer is None:
             self._answer(200, {"errors": [{"message": f"this server does not know {operation}"}]})
         else:

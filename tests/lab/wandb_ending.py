@@ -13,6 +13,7 @@ from preemptd.runs import discovery
 from preemptd.runs.marker import Marker
 from preemptd.runs.mending import Mender, Policy, Repair
 from preemptd.runs.roster import Entry, Roster
+from tests.lab.wandb_watching import PATIENCE
 from tests.waiting import wait_until
 
 SCRIPT = str(Path(__file__).parent.parent / "standins" / "wandb_ends.py")
@@ -108,7 +109,7 @@ class Ending:
             os.kill(self.core(), signal.SIGTERM)
         number = signal.Signals[f"SIG{self._signal.split(',')[0]}"] if self._signal else signal.SIGUSR1
         os.kill(self.entry.run.owner_pid, number)
-        return self.popen.wait(timeout=50)
+        return self.popen.wait(timeout=PATIENCE)
 
     def policy(self, done: tuple[int, ...] = ()) -> Policy:
         return Policy(CODE, self.told_at, done)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preemptd.procfs import Tree
+from preemptd.model import ProcessId
+from preemptd.procfs import Tree, process_id
 from preemptd.runs import discovery, transaction_log
 from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
@@ -16,6 +17,9 @@ from tests.watching import Watch
 
 VERSIONS = ("0.31.0", "0.22.3", "0.19.11")
 SCRIPT = str(Path(__file__).parent.parent / "standins" / "wandb_train.py")
+PATIENCE = 100.0
+"""Seconds that an `import wandb`, or an end, may take on a machine that is busy with other things."""
+patient = pytest.mark.timeout(3 * PATIENCE)
 every_version = pytest.mark.parametrize("version", VERSIONS)
 
 
@@ -29,16 +33,23 @@ class Training(Watch):
     """`preemptd watch` on a script that uses W&B."""
 
     def __exit__(self, *error: object) -> None:
-        for pid in {int(str(line["pid"])) for line in self.lines("started")}:
+        for line in self.lines("started"):
+            started = ProcessId(int(str(line["pid"])), int(str(line["start"])))
             with suppress(OSError):
-                if SCRIPT.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.killpg(pid, signal.SIGKILL)
+                if process_id(started.pid) == started:
+                    os.killpg(started.pid, signal.SIGKILL)
         super().__exit__(None, None, None)
 
-    def wait(self, timeout: float = 50.0) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         status = super().wait(timeout)
         print(self.err)  # pytest shows it when the test fails
         return status
+
+    def await_said(self, what: str, count: int = 1, timeout: float = PATIENCE) -> list[dict[str, object]]:
+        return super().await_said(what, count, timeout)
+
+    def await_line(self, event: str, count: int = 1, timeout: float = PATIENCE) -> list[dict[str, object]]:
+        return super().await_line(event, count, timeout)
 
     def runs(self) -> list[str]:
         """Wait until the script trains; return the ids of its runs."""

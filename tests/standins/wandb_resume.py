@@ -2,6 +2,7 @@
 
 Usage: wandb_resume.py CHECKPOINTS [options]. It saves the step when it is told (SIGUSR1), and at step --save-at.
 --steps: how many. --die-at: at this step it waits for somebody to kill it. --init: arguments of wandb.init, in JSON.
+--save-for: seconds that a save takes. --deaf: told, it notes that and trains on.
 --ranks: so many processes begin a run. --code: what it ends with when it was told. --given-step: log() names the step.
 LOG names a file to which it appends JSON lines.
 """
@@ -34,6 +35,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-at", type=int)
     parser.add_argument("--die-at", type=int)
     parser.add_argument("--init", type=json.loads, default={})
+    parser.add_argument("--save-for", type=float, default=0.0)
+    parser.add_argument("--deaf", action="store_true")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--code", type=int, default=75)
     parser.add_argument("--given-step", action="store_true")
@@ -64,6 +67,7 @@ def train(options: argparse.Namespace) -> int:
             time.sleep(60)
         time.sleep(0.02)
     if TOLD:
+        time.sleep(options.save_for)
         save(options, step)
     run.finish(exit_code=options.code if TOLD else 0)
     return options.code if TOLD else 0
@@ -81,7 +85,7 @@ def main() -> int:
     options = parse()
     if options.ranks > 1:
         return launch(options.ranks)
-    signal.signal(signal.SIGUSR1, lambda signum, _: TOLD.append(signum))
+    signal.signal(signal.SIGUSR1, lambda *_: note("deaf") if options.deaf else TOLD.append(signal.SIGUSR1))
     return train(options)
 
 

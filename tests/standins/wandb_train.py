@@ -5,7 +5,10 @@ finishes its runs with exit code 143 and ends. LOG names a file to which it appe
 happens, with the time of the monotonic clock. Options: --runs N; --hold-gil S; --late: the run begins only when a line
 comes on standard input; --begin-when PATH: when that file exists; --listen-when PATH: it has no handler before its runs
 have begun and that file exists; --signal NAME; --save S: it trains on so long after the signal; --steps N: it ends by
-itself after N steps; --forks N: the runs belong to N forked processes; --finished: a run has begun and ended before.
+itself after N steps; --forks N: the runs belong to N forked processes; --finished: a run has begun and ended before;
+--burst N: it logs so many rows at once; --code N: what it ends with when it was told, 143 if not said; --finish-when
+PATH: its runs end by themselves when that file exists, and it goes on; --end-when PATH: whatever it was told, it trains
+on until that file exists, and ends by itself.
 Under torchrun only rank 0 has a run.
 """
 
@@ -85,17 +88,36 @@ def begin_in_forks(count: int) -> list[int]:
     return ends
 
 
+def burst(runs: Sequence["wandb.Run"], count: int) -> None:
+    for row in range(count):
+        for run in runs:
+            run.log({"row": row})
+    note("burst")
+
+
 def train(runs: Sequence["wandb.Run"], options: argparse.Namespace) -> None:
     step = 0
-    while not TOLD and (options.steps is None or step < options.steps):
-        for run in runs:
+    finished = False
+    while not is_over(options, step):
+        if options.finish_when and os.path.exists(options.finish_when) and not finished:
+            finished = True
+            for run in runs:
+                run.finish()
+            note("finished")
+        for run in () if finished else runs:
             run.log({"loss": 0.5})
         time.sleep(0.05)
         step += 1
-    if TOLD:
+    if TOLD and not options.end_when:
         print("told", TOLD[0], flush=True)
         time.sleep(options.save)
         note("saved")
+
+
+def is_over(options: argparse.Namespace, step: int) -> bool:
+    if options.end_when:
+        return os.path.exists(options.end_when)
+    return bool(TOLD) or (options.steps is not None and step >= options.steps)
 
 
 def parse() -> argparse.Namespace:
@@ -110,6 +132,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--finished", action="store_true")
     parser.add_argument("--forks", type=int, default=0)
+    parser.add_argument("--burst", type=int, default=0)
+    parser.add_argument("--code", type=int, default=143)
+    parser.add_argument("--finish-when", default="")
+    parser.add_argument("--end-when", default="")
     return parser.parse_args()
 
 
@@ -128,11 +154,13 @@ def main() -> None:
     signal.signal(signal.Signals[f"SIG{options.signal}"], on_signal)
     print("ready", os.getpid(), *(run.id for run in runs), flush=True)
     note("ready", runs=[run.id for run in runs])
+    if options.burst:
+        burst(runs, options.burst)
     if options.hold_gil:
         hold_gil(options.hold_gil)
     train(runs, options)
     for run in runs:
-        run.finish(exit_code=143 if TOLD else 0)
+        run.finish(exit_code=options.code if TOLD and not options.end_when else 0)
     for end in ends:
         os.close(end)
     for _ in ends:
