@@ -1,20 +1,25 @@
 """Who listens on the link: trainers that are told by message, and preemptds inside this one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from preemptd.config import Settings
 from preemptd.escalation import Escalation, deadline_of
 from preemptd.events import LinkJoined, LinkLeft
 from preemptd.model import Process, ProcessId
-from preemptd.notices import Notice
-from preemptd.parts import Link, Message
+from preemptd.notices import Meaning, Notice
+from preemptd.parts import Link, Message, Nodes
+from preemptd.targets.roll import Roll
 from preemptd.targets.selection import LINK, Choice
 
 REJOINS_WITHIN = 2.5
 """Seconds in which a client is back after a restart of the daemon: it tries to connect every two."""
 
 
-def notice_message(notice: Notice, escalation: Escalation, now: float) -> Message:
-    """Put *notice* into the words of the link; ``remaining`` is in seconds from *now*."""
+def notice_message(notice: Notice, escalation: Escalation, now: float, wandb: Message | None) -> Message:
+    """Put *notice* into the words of the link; ``remaining`` is in seconds from *now*.
+
+    *wandb* is what a trainer shall do about its own W&B runs; None: nothing.
+    """
     return {
         "type": "notice",
         "event_id": notice.event_id,
@@ -22,14 +27,18 @@ def notice_message(notice: Notice, escalation: Escalation, now: float) -> Messag
         "level": str(notice.level),
         "source": notice.source,
         "remaining": round(deadline_of(notice, escalation.timing) - now, 3),
+        "wandb": wandb,
     }
 
 
 class Subscribers:
     """Keeps the two sorts apart, and speaks to them."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, nodes: Nodes, settings: Settings, roll: Roll) -> None:
         self._link = link
+        self._nodes = nodes
+        self._settings = settings
+        self._roll = roll
         self._trainers: dict[int, ProcessId] = {}
         self._wrappers: set[ProcessId] = set()
 
@@ -41,6 +50,11 @@ class Subscribers:
             self._wrappers.add(event.process)
         else:
             self._trainers[event.process.pid] = event.process
+            self.share(frozenset())
+
+    def share(self, unheard: frozenset[ProcessId]) -> None:
+        """Let our agents on the nodes know who is told by us: it hears it once."""
+        self._nodes.share((self._roll.ids | set(self._trainers.values())) - unheard)
 
     def left(self, event: LinkLeft) -> None:
         self._wrappers.discard(event.process)
@@ -60,13 +74,27 @@ class Subscribers:
         )
 
     def tell(self, process: ProcessId, escalation: Escalation, now: float) -> bool:
-        return self._link.tell(process, notice_message(escalation.first, escalation, now))
+        return self._link.tell(process, self._message(escalation, now))
 
     def update(self, told: frozenset[ProcessId], escalation: Escalation, now: float) -> None:
         """Let those who were told already know of a tighter deadline."""
         for process in told & set(self._trainers.values()):
             self.tell(process, escalation, now)
 
-    def to_wrappers(self, message: Mapping[str, object]) -> None:
+    def inform_wrappers(self, escalation: Escalation, now: float) -> None:
+        self._to_wrappers(self._message(escalation, now))
+        if self._roll:
+            self._to_wrappers({"type": "told", "count": len(self._roll)})
+
+    def _to_wrappers(self, message: Message) -> None:
         for wrapper in self._wrappers:
             self._link.tell(wrapper, message)
+
+    def _message(self, escalation: Escalation, now: float) -> Message:
+        silent = self._settings.no_wandb or self._settings.dry_run or escalation.meaning is not Meaning.PREEMPTED
+        return notice_message(escalation.first, escalation, now, None if silent else {"code": self._code()})
+
+    def _code(self) -> int | None:
+        """Return what a run that would report 0 shall report; None: 0 is the truth."""
+        is_done = self._settings.exit_zero == "done" or self._roll.finished
+        return None if is_done else self._settings.code_for_wandb

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple, TypeGuard
 
+from preemptd.link.own_runs import OwnRuns, Wish, wish_of
 from preemptd.link.subscription import Subscription
 
 
@@ -34,6 +35,8 @@ class Client:
         """True while a notice is open that is to be acted on."""
         self._open: Mapping[str, OpenNotice] = {}
         self._same_clock = False
+        self._wish: Wish | None = None
+        self._runs = OwnRuns()
         self._subscription = Subscription(path, os.getpid(), "trainer", self._hear)
 
     def start(self) -> None:
@@ -56,6 +59,7 @@ class Client:
         self._subscription.say("saved", **{name: value for name, value in fields.items() if value is not None})
 
     def done(self) -> None:
+        self._runs.done = True
         self._subscription.say("done")
 
     def close(self) -> None:
@@ -75,6 +79,7 @@ class Client:
                 if isinstance(notice, dict):
                     self._hear({**notice, "type": "notice"})
         elif kind == "notice" and message.get("level") == "act" and event_id:
+            self._wish = wish_of(message)
             self._keep({**self._open, event_id: self._read(event_id, message)})
             # Also for one that we know already: after a restart the daemon wants to know that we listen.
             self._subscription.say("seen", event_id=event_id)
@@ -83,6 +88,7 @@ class Client:
 
     def _keep(self, notices: Mapping[str, OpenNotice]) -> None:
         self._open = notices
+        self._runs.follow(self._wish if notices else None)
         self.told = bool(notices)
 
     def _read(self, event_id: str, message: Mapping[str, object]) -> OpenNotice:
