@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test quick soak bench lint format lab clean
+.PHONY: help demo test quick soak bench smoke-wandb lint format lab clean
 
 help:
 	@echo 'make demo    a real training, told by a real daemon that its (rehearsed) EC2 spot instance is going away'
@@ -17,6 +17,7 @@ help:
 	@echo 'make lab     as root: install what they lack (tini, network tools, torch, several wandb versions)'
 	@echo 'make quick   the tests that need nothing special          make lint    format, lint, types, layers'
 	@echo 'make soak    the matrices whole (hours)                   make bench   the figures of docs/benchmarks.md'
+	@echo 'make smoke-wandb   two preempted runs against the real W&B service: needs your key, and your eyes'
 
 # Runs again only when pyproject.toml changes: code is installed in editable mode, entry points are not live.
 $(READY): pyproject.toml
@@ -43,6 +44,9 @@ soak: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+smoke-wandb: $(READY)
+	@$(BIN)/python -m tests.smoke $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import size, speed
+from tests.bench import marking, size, speed
 from tests.bench.wrappers import ROOT, percentile, plain_venv, wrappers
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -41,6 +41,8 @@ def figures(scratch: Path, *, quick: bool) -> str:
         "",
         *notice_table(preemptd, scratch, 3 if quick else 30),
         "",
+        *marking_table(preemptd, scratch, 3 if quick else 20),
+        "",
         *size_table(preemptd, scratch, quick=quick),
     ]
     return "\n".join(parts)
@@ -72,6 +74,29 @@ def notice_table(preemptd: Path, scratch: Path, rounds: int) -> list[str]:
         if (s := speed.summary(times))
     ]
     return ["| notice | ms p50 | mean | p99 |", "|---|---|---|---|", *rows]
+
+
+def marking_table(preemptd: Path, scratch: Path, rounds: int) -> list[str]:
+    ways = {
+        "preemptd watch": marking.watched,
+        "import preemptd, alone": marking.inside,
+        "at the next step": marking.at_the_next_step,
+    }
+    cases = {"steps of 0.1 s": (0.1, False), "steps of 1 s": (1.0, False), "behind 30,000 log() calls": (0.1, True)}
+    rows = []
+    for case, (step, burst) in cases.items():
+        base = 0.0
+        for way, measure in ways.items():
+            times, leaving = measure(preemptd, scratch, step, rounds, burst=burst)
+            p50, p99 = percentile(times, 0.5), percentile(times, 0.99)
+            base = base or p50
+            rows.append(f"| {case} | {way} | {p50:.0f} | {p99:.0f} | {p50 / base:.1f} | {leaving:.1f} |")
+            print(rows[-1], file=sys.stderr)
+    return [
+        "| W&B's server has the mark | by | ms p50 | p99 | p50 : preemptd watch's | script gone after, s |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
 
 
 def size_table(preemptd: Path, scratch: Path, *, quick: bool) -> list[str]:
