@@ -1,7 +1,6 @@
 """Snapshots of /proc, and signals that reach exactly the process that was seen there."""
 
 import os
-import re
 import signal
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
+from preemptd.masks import Masks, masks, read
 from preemptd.model import Process, ProcessId
 
 _GONE_STATES = frozenset("ZXx")
-_MASKS = re.compile(rb"^SigBlk:\s*([0-9a-f]+)\nSigIgn:\s*([0-9a-f]+)\nSigCgt:\s*([0-9a-f]+)$", re.MULTILINE)
 _HIDDEN = (b"0",) * 5
-_SEGV = 1 << (signal.SIGSEGV - 1)
 
 
 class Sent(Enum):
@@ -42,12 +40,6 @@ class _Stat(NamedTuple):
     """Where its stack, arguments and environment lie: another one after each exec. Zeros: it may not be read."""
 
 
-class _Masks(NamedTuple):
-    blocked: int = 0
-    ignored: int = 0
-    caught: int = 0
-
-
 @dataclass(slots=True)
 class _Known:
     """What is read once of a process, as long as it runs the same program."""
@@ -55,7 +47,7 @@ class _Known:
     layout: tuple[bytes, ...]
     exe: str
     cmdline: tuple[str, ...]
-    masks: _Masks | None = None
+    masks: Masks | None = None
 
 
 class Tree:
@@ -79,7 +71,7 @@ class Tree:
 
         For those in *unread* the signal masks are the ones that were read last: they cost most of the time.
         """
-        stats = _walk(self._root) if self._walks else _scan(self._root, self._group)
+        stats = _walk(self._root) if self._walks else _scan(self._root, self._group, self._known)
         known: dict[ProcessId, _Known] = {}
         processes = []
         for stat in stats:
@@ -94,12 +86,12 @@ class Tree:
         known = self._known.get(process)
         # The same exe is no proof of the same program: python that execs python keeps pid, start and exe.
         if known is None or known.layout != stat.layout or stat.layout == _HIDDEN:
-            masks = known.masks if known else None
-            known = _Known(stat.layout, _exe(stat.pid), _cmdline(stat.pid), masks)
+            kept = known.masks if known else None
+            known = _Known(stat.layout, _exe(stat.pid), command_line(stat.pid), kept)
         if stat.state in _GONE_STATES:
-            known.masks = _Masks()
+            known.masks = Masks()
         elif known.masks is None or not unread:
-            known.masks = _masks(stat.pid)
+            known.masks = masks(stat.pid)
         return known
 
 
@@ -126,8 +118,8 @@ def send(process: ProcessId, signum: int, only_if_caught: bool = True) -> Sent:
             if process_id(process.pid) != process:
                 return Sent.GONE
             if only_if_caught:
-                masks = _masks(process.pid)
-                if not (masks.caught | masks.blocked) >> (signum - 1) & 1:
+                found = masks(process.pid)
+                if not (found.caught | found.blocked) >> (signum - 1) & 1:
                     return Sent.NOT_CAUGHT
             kill(signum)
     except ProcessLookupError:
@@ -139,7 +131,7 @@ def send(process: ProcessId, signum: int, only_if_caught: bool = True) -> Sent:
 
 def environ(pid: int) -> Mapping[str, str]:
     """Return the environment that *pid* was started with, not what it changed since; empty if it may not be read."""
-    pairs = (item.partition("=") for item in _read(f"/proc/{pid}/environ").decode(errors="replace").split("\0"))
+    pairs = (item.partition("=") for item in read(f"/proc/{pid}/environ").decode(errors="replace").split("\0"))
     return {name: value for name, equals, value in pairs if equals}
 
 
@@ -150,7 +142,7 @@ def machine_life() -> str:
     container: only the start time of its first process differs then. Parts that may not be read (ProcSubset=pid,
     hidepid) are a dash.
     """
-    boot = _read("/proc/sys/kernel/random/boot_id").decode().strip() or "-"
+    boot = read("/proc/sys/kernel/random/boot_id").decode().strip() or "-"
     try:
         namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
@@ -211,15 +203,16 @@ def _walk(root: int) -> list[_Stat]:
     return stats
 
 
-def _scan(root: int, group: int | None) -> list[_Stat]:
-    """Find the same by reading every process of the machine, and the members of *group* too."""
+def _scan(root: int, group: int | None, known: Container[ProcessId] = ()) -> list[_Stat]:
+    """Find the same by reading every process of the machine; with *group* its members too, and all that is *known*."""
     children: dict[int, list[_Stat]] = {}
     found: list[_Stat] = []
     for name in os.listdir("/proc"):
         stat = _stat(int(name)) if name.isdecimal() else None
         if stat is not None:
             children.setdefault(stat.ppid, []).append(stat)
-            if stat.pid == root or (group is not None and stat.pgid == group):
+            grouped = group is not None and (stat.pgid == group or ProcessId(stat.pid, stat.start) in known)
+            if stat.pid == root or grouped:
                 found.append(stat)
     seen = {stat.pid for stat in found}
     for above in found:  # grows while it is walked
@@ -236,11 +229,11 @@ def _children(stat: _Stat) -> list[int]:
             tasks = os.listdir(f"/proc/{stat.pid}/task")
         except OSError:
             return []
-    return [int(pid) for task in tasks for pid in _read(f"/proc/{stat.pid}/task/{task}/children").split()]
+    return [int(pid) for task in tasks for pid in read(f"/proc/{stat.pid}/task/{task}/children").split()]
 
 
 def _stat(pid: int) -> _Stat | None:
-    text = _read(f"/proc/{pid}/stat")
+    text = read(f"/proc/{pid}/stat")
     end = text.rfind(b")")  # a name may hold parentheses and blanks
     if end < 0:
         return None
@@ -253,24 +246,13 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def _process(stat: _Stat, known: _Known) -> Process:
-    blocked, ignored, caught = known.masks or _Masks()
+    blocked, ignored, caught = known.masks or Masks()
     who = stat.pid, stat.start, stat.ppid, stat.pgid, stat.state, stat.comm
     return Process(*who, known.cmdline, known.exe, caught, blocked, ignored)
 
 
-def _masks(pid: int) -> _Masks:
-    """Read the signal masks of the main thread; all empty if there is nothing to read."""
-    match = _MASKS.search(_read(f"/proc/{pid}/status"))
-    if match is None:
-        return _Masks()
-    masks = _Masks(*(int(mask, 16) for mask in match.groups()))
-    # Nobody who waits for a signal blocks SIGSEGV. Who blocks everything is inside vfork or pthread_create for a
-    # moment (CPython's subprocess, posix_spawn), and a signal sent now would kill it a millisecond later.
-    return masks._replace(blocked=0) if masks.blocked & _SEGV else masks
-
-
-def _cmdline(pid: int) -> tuple[str, ...]:
-    text = _read(f"/proc/{pid}/cmdline").decode(errors="replace")
+def command_line(pid: int) -> tuple[str, ...]:
+    text = read(f"/proc/{pid}/cmdline").decode(errors="replace")
     return tuple(text.removesuffix("\0").split("\0")) if text else ()
 
 
@@ -279,21 +261,3 @@ def _exe(pid: int) -> str:
         return os.fsencode(os.readlink(f"/proc/{pid}/exe")).decode(errors="replace").removesuffix(" (deleted)")
     except OSError:
         return ""
-
-
-def _read(path: str) -> bytes:
-    """Read a file of /proc whole; empty if it is gone or may not be read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        chunks = []
-        # A list such as `children` comes a page at a time.
-        while chunk := os.read(fd, 65536):
-            chunks.append(chunk)
-        return b"".join(chunks)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)

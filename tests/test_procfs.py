@@ -21,7 +21,7 @@ from tests.waiting import wait_until
 STANDINS = Path(__file__).parent / "standins"
 NOBODY = 65534
 SURVIVES_AND_WE_KNOW = ["python", "asyncio", "faulthandler", "c_handler", "fork_child", "sigwait_in_thread"]
-DIES_AND_WE_KNOW = ["none", "restored", "exec_child", "spawning"]
+DIES_AND_WE_KNOW = ["none", "restored", "exec_child", "spawning", "bystander"]
 IGNORES = ["ignored", "inherited_ignore"]
 # While its main thread is inside sigwait(), the kernel shows the signal as not blocked: it may be missed, not killed.
 WAITS_UNSEEN = ["sigwait"]

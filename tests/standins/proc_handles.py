@@ -69,6 +69,13 @@ def by_sigwait_in_thread() -> None:
     answer()
 
 
+def by_bystander() -> None:
+    """Block it where nobody else does: a library has started a thread before, as `import wandb` does."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {USR1})
+    answer()
+
+
 def by_all_blocked() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     answer()
