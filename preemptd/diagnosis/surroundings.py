@@ -10,7 +10,7 @@ from preemptd.diagnosis.unit import seen
 from preemptd.model import Process
 from preemptd.procfs import environ
 from preemptd.targets.reachability import brief
-from preemptd.targets.roles import Role, roles
+from preemptd.targets.roles import Role, is_agent, roles
 from preemptd.targets.selection import Choice, Policy, other_nodes, select
 
 SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
@@ -74,9 +74,9 @@ def notes(processes: Sequence[Process], found: Sequence[Seen]) -> Iterator[Findi
         yield Finding("other-nodes", text, "docs/troubleshooting.md, The job has ranks on other machines")
     for one in found:
         pid = one.process.pid
-        if _is_agent(one):
-            text = f"pid {pid} is a W&B agent: left running, it takes the sweep's next run on the dying machine"
-            yield Finding("sweep-agent", text, "put preemptd into the sweep's `command:` (docs/wandb.md)", pid)
+        if is_agent(one.process.cmdline):
+            text = f"pid {pid} is a W&B agent: it would be killed after its training was told: no other run is taken"
+            yield Finding("sweep-agent", text, "start it again elsewhere, or by a supervisor: exit status 75", pid)
         if one.why.startswith("torchrun") and SHUTDOWN_TIMEOUT not in environ(pid):
             text = f"torchrun (pid {pid}) kills its ranks 30 s after a SIGTERM from anybody"
             yield Finding("torchrun-timeout", text, f"{SHUTDOWN_TIMEOUT}=120; `preemptd watch` sets it", pid)
@@ -84,7 +84,3 @@ def notes(processes: Sequence[Process], found: Sequence[Seen]) -> Iterator[Findi
     if foreign and os.geteuid() != 0:
         pids = ", ".join(str(process.pid) for process in foreign[:5])
         yield Finding("hidden", f"not all of pid {pids} may be looked at by this user", "ask as their user, or as root")
-
-
-def _is_agent(one: Seen) -> bool:
-    return one.why == "wandb, the launcher" and "agent" in one.process.cmdline[:5]

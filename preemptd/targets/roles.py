@@ -67,6 +67,15 @@ def is_core(process: Process) -> bool:
     return not _CORES.isdisjoint(_names(process))
 
 
+def is_agent(cmdline: Sequence[str]) -> bool:
+    """Say whether this command line is that of ``wandb agent``, which starts the runs of a sweep."""
+    names = [os.path.basename(word) for word in cmdline]
+    if "wandb" not in names:
+        return False
+    runs_wandb = names[0] == "wandb" or (names[0].startswith(("python", "pypy")) and _script(cmdline) == "wandb")
+    return runs_wandb and names[names.index("wandb") + 1 :][:1] == ["agent"]
+
+
 def roles(processes: Sequence[Process], signals: Iterable[Signals], linked: Container[int] = ()) -> dict[int, Part]:
     """Find the part of each process, by pid.
 
