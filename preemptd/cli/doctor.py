@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +33,7 @@ def doctor(
     from preemptd.diagnosis.findings import losses
     from preemptd.diagnosis.report import as_json as report
 
-    diagnosis = _machine(no_probe=no_probe) if pid is None else _job(pid)
+    diagnosis = _machine(no_probe=no_probe) if pid is None else _job(pid, no_probe=no_probe)
     print(json.dumps(report(diagnosis)) if as_json else _text(diagnosis))
     return 1 if losses(diagnosis.findings) else 0
 
@@ -46,22 +47,26 @@ def _text(diagnosis: "JobDiagnosis | MachineDiagnosis") -> str:
 
 def _machine(*, no_probe: bool) -> "MachineDiagnosis":
     from preemptd.diagnosis.machine import diagnose
+    from preemptd.diagnosis.slurm import of_machine
 
+    slurm = [] if no_probe else of_machine(os.environ)
     heard = _heard(sockets(link_directory(os.environ)))
     with survey(no_probe=no_probe) as found:
-        return diagnose(found.words, () if no_probe else found.here, heard)
+        return diagnose(found.words, () if no_probe else found.here, heard, slurm)
 
 
-def _job(pid: int) -> "JobDiagnosis":
+def _job(pid: int, *, no_probe: bool) -> "JobDiagnosis":
     from preemptd.config import settings
     from preemptd.diagnosis.job import diagnose, snapshot
+    from preemptd.diagnosis.slurm import of_job
     from preemptd.diagnosis.watcher import link_paths
     from preemptd.targets.selection import Policy
 
     wishes = settings({}, os.environ, None)
     processes = snapshot(pid)
     heard = _heard([*link_paths(pid, processes), *sockets(link_directory(os.environ))])
-    return diagnose(pid, processes, heard, Policy(wishes.signals, wishes.signal_target))
+    found = diagnose(pid, processes, heard, Policy(wishes.signals, wishes.signal_target))
+    return found if no_probe else replace(found, findings=[*found.findings, *of_job(pid, processes)])
 
 
 def _heard(paths: Sequence[str]) -> "Heard":

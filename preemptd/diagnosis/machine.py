@@ -15,13 +15,16 @@ ANSWER_WITHIN = 1.0
 """Seconds that each watch has for one look, all of them together."""
 
 
-def diagnose(words: Mapping[str, str], here: Iterable[Provider], heard: Heard) -> MachineDiagnosis:
+def diagnose(
+    words: Mapping[str, str], here: Iterable[Provider], heard: Heard, slurm: Sequence[Finding] = ()
+) -> MachineDiagnosis:
     """Put together what is known.
 
     Args:
         words: name of each installed provider to where it stands (``here: ...``, ``not here: ...``).
         here: those that are at home here; each is asked once.
         heard: what the running preemptds said.
+        slurm: what was found about the cluster.
     """
     asked = {provider.name: _asked(provider) for provider in here}
     providers = [
@@ -36,6 +39,7 @@ def diagnose(words: Mapping[str, str], here: Iterable[Provider], heard: Heard) -
     findings += heard.findings()
     if not jobs and not heard.mute:
         findings.append(Finding("no-preemptd", "no preemptd of yours runs here"))
+    findings += slurm
     return MachineDiagnosis(providers, jobs, [*findings, *(finding for one in jobs for finding in one.findings)])
 
 

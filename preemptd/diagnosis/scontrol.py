@@ -1,0 +1,95 @@
+"""What SLURM says of itself and of a job: read-only questions to scontrol, each with a time limit."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+ANSWER_WITHIN = 5.0
+"""Seconds for one question: scontrol itself gives up on a controller that hangs after 10."""
+_CONFIG_LINE = re.compile(r"^(\w+)\s+= ?(.*)$", re.MULTILINE)
+_FIELD = re.compile(r"(?:^|\s)([A-Za-z]\w*)=(\S*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Everything that could be found out; what could not is empty."""
+
+    config: Mapping[str, str] = field(default_factory=dict)
+    """``scontrol show config``: keys as SLURM writes them, values without their padding."""
+    partitions: Sequence[Mapping[str, str]] = ()
+    job: Mapping[str, str] = field(default_factory=dict)
+    script: str = ""
+    """The batch script: readable for the job's user alone."""
+    silent: str = ""
+    """Why the controller gave no answer; empty: it did."""
+
+
+class _NoAnswerError(Exception):
+    pass
+
+
+def ask(job_id: str | None, environ: Mapping[str, str]) -> Answers:
+    """Ask about the cluster, and about one job of it.
+
+    Args:
+        job_id: None asks for all partitions instead.
+        environ: the job's; says which cluster (SLURM_CONF).
+    """
+    env = {**os.environ, **{name: environ[name] for name in ("SLURM_CONF",) if name in environ}}
+    try:
+        config = parse_config(_said(env, "show", "config"))
+        if job_id is None:
+            return Answers(config, parse_records(_said(env, "--oneliner", "show", "partition")))
+        job = next(iter(parse_records(_said(env, "--oneliner", "show", "job", job_id))), {})
+        partition = _said(env, "--oneliner", "show", "partition", job["Partition"]) if job.get("Partition") else ""
+    except _NoAnswerError as error:
+        return Answers(silent=str(error))
+    try:
+        script = _said(env, "write", "batch_script", job_id, "-") if job.get("BatchFlag") == "1" else ""
+    except _NoAnswerError:  # another user's
+        script = ""
+    return Answers(config, parse_records(partition), job, script)
+
+
+def _said(env: Mapping[str, str], *question: str) -> str:
+    program = shutil.which("scontrol", path=env.get("PATH"))
+    if program is None:
+        raise _NoAnswerError("there is no scontrol here")
+    try:
+        done = subprocess.run(
+            [program, *question],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ANSWER_WITHIN,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise _NoAnswerError(f"no answer to `scontrol {' '.join(question)}` within {ANSWER_WITHIN:g} s") from None
+    except OSError as error:
+        raise _NoAnswerError(f"{program} cannot be run: {error.strerror}") from None
+    if done.returncode != 0:
+        why = next(iter((done.stderr or done.stdout).strip().splitlines()), f"status {done.returncode}")
+        raise _NoAnswerError(f"`scontrol {' '.join(question)}`: {why}")
+    return done.stdout
+
+
+def parse_config(text: str) -> Mapping[str, str]:
+    """Read ``Key   = value`` lines; ``(null)`` is an empty value."""
+    return {key: _value(value) for key, value in _CONFIG_LINE.findall(text)}
+
+
+def parse_records(text: str) -> Sequence[Mapping[str, str]]:
+    """Read ``Key=value Key=value`` lines. Of a value that holds spaces (Command=) only the first word is kept."""
+    records = ({key: _value(value) for key, value in _FIELD.findall(line)} for line in text.splitlines())
+    return [record for record in records if record]
+
+
+def _value(text: str) -> str:
+    text = text.strip()
+    return "" if text in {"(null)", "N/A"} else text
