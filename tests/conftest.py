@@ -13,12 +13,13 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / ".lab"
 HOW = "run tests/lab/install.sh as root (make lab)"
-LAB_FIXTURES = {"needs_root", "needs_netns", "torch_python", "wandb_pythons", "lab_tool"}
+LAB_FIXTURES = {"needs_root", "needs_netns", "torch_python", "wandb_pythons", "lab_tool", "needs_slurm"}
 WANDB_VERSIONS = ("0.31.0", "0.22.3", "0.19.11")
 
 # What the machine that runs the tests says of itself must not reach the programs under test.
@@ -42,9 +43,18 @@ def pytest_configure() -> None:
         if name not in OURS and (name.startswith(FOREIGN) or name in FOREIGN_NAMES):
             del os.environ[name]
     os.environ.update(SAFE)
+    hypothesis.settings.register_profile("shared machines", deadline=None)  # an example may wait for its turn
+    hypothesis.settings.load_profile("shared machines")
     for signum in (signal.SIGINT, signal.SIGQUIT):  # a shell ignores them for what it starts with `&`, and we hand on
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let one worker run all tests of an xdist_group, which share what is dear to set up (before xdist starts them)."""
+    if getattr(session.config.option, "dist", None) == "load":
+        session.config.option.dist = "loadgroup"
 
 
 @pytest.hookimpl(tryfirst=True)

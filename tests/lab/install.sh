@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-packages=(dumb-init gcc iproute2 libc6-dev nftables procps tini util-linux)
+packages=(dumb-init gcc iproute2 libc6-dev munge nftables procps slurm-wlm tini util-linux)
 
 say() { echo "lab: $*"; }
 
@@ -29,7 +29,23 @@ install_packages() {
   fi
   say "installing packages: ${missing[*]}"
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
+  without_starting_daemons env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# munge and SLURM come with services; the tests start daemons of their own. A policy that is there already stays.
+without_starting_daemons() {
+  local policy=/usr/sbin/policy-rc.d
+  if [ -e "$policy" ]; then
+    "$@"
+    return
+  fi
+  trap "rm -f $policy" EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 755 "$policy"
+  "$@"
+  rm -f "$policy"
+  trap - EXIT
 }
 
 # environment NAME REQUIREMENT...: .lab/NAME, made anew when the requirements change.
