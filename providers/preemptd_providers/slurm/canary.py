@@ -1,0 +1,160 @@
+"""The canary: a job step of our own that hears the signals which SLURM sends to steps alone.
+
+On a cluster in its default configuration a preemption with GraceTime sends SIGTERM to the tasks of srun's steps, and
+nothing at all to the batch script: without a step there is nothing to hear until the final SIGTERM.
+"""
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from preemptd.notices import Notice
+from preemptd.provider import Commands, Observation, Watch
+from preemptd_providers.slurm.pace import Pace
+from preemptd_providers.slurm.polling import CLOSED
+
+PROGRAM = """
+import os, select, signal
+names = {int(s): s.name for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+r, w = os.pipe2(os.O_NONBLOCK)
+signal.set_wakeup_fd(w)
+for s in names: signal.signal(s, lambda *a: None)
+os.write(1, b"ready\\n")
+while True:
+    ready = select.select([0, r], [], [])[0]
+    if r in ready:
+        for s in os.read(r, 64): os.write(1, names.get(s, "?").encode() + b"\\n")
+    if 0 in ready and not os.read(0, 64): os._exit(0)
+"""
+"""Ends when its stdin does: with us, or when we want it to."""
+SIGNALS = {s.name: s for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+FOREIGN = ("SLURM_CPU_BIND", "SLURM_MEM_", "SLURM_STD", "SLURM_LABELIO", "SLURM_PTY", "SRUN_")
+"""Variables by which the user's own srun is configured; the job's binding does not fit a step of one CPU."""
+END_WITHIN = 2.0
+"""Seconds in which the step ends once its stdin has; usually 15 ms."""
+
+
+class CanaryWatch(Watch):
+    """Starts the step, and again when it dies; each signal that it hears is a notice."""
+
+    name = "slurm:canary"
+    waits = True
+
+    def __init__(
+        self,
+        node: str,
+        commands: Commands,
+        environ: Mapping[str, str],
+        pace: Pace,
+        heard: Callable[[signal.Signals], Notice],
+    ) -> None:
+        self._command = command(node, environ)
+        self._commands = commands
+        self._environ = {name: text for name, text in environ.items() if not name.startswith(FOREIGN)}
+        self._pace = pace
+        self._heard = heard
+        self._lock = threading.Lock()  # for the three below
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._reading = threading.Lock()  # held while the pipes of the step are in use
+        self._unread = b""
+
+    def observe(self) -> Observation:
+        with self._reading:
+            process = self._process
+            if process is None:
+                return self._start()
+            word = self._word(process)
+            if not word:
+                return Observation.unknown(self._let_go(process))
+        if word in SIGNALS:
+            return Observation.of(self._heard(SIGNALS[word]))
+        self._pace.succeeded()  # "ready"
+        return Observation.clear()
+
+    def close(self) -> None:
+        """End the step, and wait for that: a job with a step hangs in COMPLETING for KillWait."""
+        self._pace.close()
+        with self._lock:
+            self._closed = True
+            process = self._process
+        if process is None:
+            return
+        if process.stdin is not None:
+            with suppress(OSError):
+                process.stdin.close()
+        _end(process)
+        if self._reading.acquire(timeout=END_WITHIN):  # else somebody else holds the pipe, and its reader waits on
+            if self._process is not None:
+                self._let_go(process)
+            self._reading.release()
+
+    def _start(self) -> Observation:
+        if not self._pace.wait():
+            return Observation.unknown(CLOSED)
+        with self._lock:
+            if self._closed:
+                return Observation.unknown(CLOSED)
+            pipe = subprocess.PIPE
+            try:
+                self._process = self._commands.popen(
+                    self._command, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe
+                )
+            except OSError as error:
+                self._pace.failed()
+                return Observation.unknown(f"srun cannot be started: {error.strerror}")
+        self._unread = b""
+        return Observation.clear()
+
+    def _word(self, process: "subprocess.Popen[bytes]") -> str:
+        """Wait for a line; empty: the step has ended."""
+        out = process.stdout
+        while out is not None and b"\n" not in self._unread:
+            got = os.read(out.fileno(), 4096)
+            if not got:
+                return ""
+            self._unread += got
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line.decode(errors="replace").strip() or "?"
+
+    def _let_go(self, process: "subprocess.Popen[bytes]") -> str:
+        """Forget a step that has ended, and return what it said."""
+        self._pace.failed()
+        status = _end(process)
+        said = _rest(process)
+        with self._lock:
+            self._process = None
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        self._commands.release(process)
+        return CLOSED if self._closed else f"the canary step ended with status {status}{said and ': '}{said}"
+
+
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Wait for the end of *process*, and kill it if that does not come."""
+    try:
+        return process.wait(END_WITHIN)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def command(node: str, environ: Mapping[str, str]) -> list[str]:
+    """Make the command of the step: it shares CPU and memory with whatever else runs in the job."""
+    share = ["--overlap", "--quiet", "--unbuffered", "-N1", "-n1", "-c1", "--mem=0", "--input=all", "-w", node]
+    srun = shutil.which("srun", path=environ.get("PATH")) or "srun"
+    return [srun, *share, sys.executable, "-S", "-E", "-c", PROGRAM]
+
+
+def _rest(process: "subprocess.Popen[bytes]") -> str:
+    if process.stderr is None or not select.select([process.stderr], [], [], 0)[0]:
+        return ""
+    return " ".join(os.read(process.stderr.fileno(), 4096).decode(errors="replace").split())[:200]

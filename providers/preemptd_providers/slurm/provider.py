@@ -1,0 +1,208 @@
+"""The `slurm` provider: wires the four wake-ups to the one attempt, and does the requeue."""
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
+
+from preemptd.errors import ProviderError
+from preemptd.notices import Kind, Meaning, Notice
+from preemptd.provider import Conclusion, Detection, Found, Machine, Observation, Provider, Surroundings, Watch
+from preemptd_providers._signal_search import VARIABLE, SignalFileOptions, SignalSearch
+from preemptd_providers.slurm.acks import Acks
+from preemptd_providers.slurm.attempt import CONFIRMED, SETTLED, Attempt
+from preemptd_providers.slurm.canary import CanaryWatch
+from preemptd_providers.slurm.classifier import Bringing, Verdict
+from preemptd_providers.slurm.controller import LIMIT, Controller, is_reachable
+from preemptd_providers.slurm.files import FileWatch
+from preemptd_providers.slurm.inspection import Expectations, Inspection
+from preemptd_providers.slurm.job import Job, job_of
+from preemptd_providers.slurm.pace import Pace
+from preemptd_providers.slurm.polling import JobWatch, NodeWatch
+from preemptd_providers.slurm.requeueing import delay, refusal, requeue
+
+NODE_INTERVAL_FACTOR = 10
+"""Looks at the job for each look at its node."""
+QUIET_LIMIT = 1.0
+"""Seconds for the last question when nothing was ever heard: a hung controller must not hold up a finished job."""
+ACK_WITHIN = 1.0
+OF_OTHERS = Verdict(Kind.PREEMPT, Meaning.PREEMPTED, None, Bringing.OURS)
+"""What SLURM knows nothing of: `preemptd notify` over the link, or the cloud that takes the node away."""
+NO_JOB = Job("none", 0, None, is_heterogeneous=False, in_step=False, is_first=False)
+
+
+class SlurmOptions(SignalFileOptions):
+    """The table ``[providers.slurm]``."""
+
+    poll_interval: Annotated[float, Field(ge=5, le=3600, allow_inf_nan=False)] = 30.0
+    """Seconds from one question for the job's state to the next; each costs slurmctld less than a millisecond."""
+    canary: bool = True
+    """Keep a job step of our own that hears what SLURM sends to steps alone."""
+
+
+class Slurm(Provider):
+    name = "slurm"
+    options_type = SlurmOptions
+    settles_within = 3.0
+
+    def __init__(self, options: SlurmOptions, surroundings: Surroundings) -> None:
+        super().__init__(options, surroundings)
+        self._interval = options.poll_interval
+        self._wants_canary = options.canary
+        self._job = job_of(surroundings.environ)
+        self._reachable = self._job is not None and is_reachable(surroundings.environ)
+        job = self._job or NO_JOB
+        self._attempt = Attempt(job, surroundings.lead, surroundings.started, has_controller=self._reachable)
+        self._pace = Pace(options.poll_interval)
+        self._search = SignalSearch(options, surroundings)
+        directory = surroundings.environ.get(VARIABLE)
+        self._acks = Acks(f"{job.attempt}.ack", directory, surroundings.warn)
+        self._canary: CanaryWatch | None = None
+
+    @classmethod
+    def detect(cls, machine: Machine) -> Detection | None:
+        job = job_of(machine.environ)
+        return None if job is None else Detection(Found.ENVIRONMENT, f"SLURM job {job.id}")
+
+    def watches(self) -> Sequence[Watch]:
+        commands, environ, job = self.surroundings.commands, self.surroundings.environ, self._job
+        files = FileWatch(self._search, self._attempt, self._acks, self._pace.wake)
+        if job is None or commands is None:
+            return (files,)
+        if not self._reachable:
+            self.surroundings.warn(
+                f"job {job.id}: no squeue and scontrol on the PATH: only signals and signal files are heard, and "
+                "nothing is requeued (in a container: run preemptd around the container's command instead)"
+            )
+            return (files,)
+        in_batch = job.node is not None and not job.in_step
+        if in_batch and self._wants_canary and job.node is not None and shutil.which("srun", path=environ.get("PATH")):
+            self._canary = CanaryWatch(job.node, commands, environ, Pace(0.0), self._canary_heard)
+        wants_requeue = bool(self.surroundings.requeue.on) and job.is_first
+        expected = Expectations(wants_requeue, in_batch, self._canary is not None, self._interval)
+        inspect = Inspection(self._attempt, expected, self.surroundings.warn)
+        watches: list[Watch] = [JobWatch(self._attempt, self._controller(), self._pace, inspect), files]
+        if self._canary is not None:
+            watches.append(self._canary)
+        if job.node is not None:
+            watches.append(NodeWatch(job.node, self._controller(), Pace(NODE_INTERVAL_FACTOR * self._interval)))
+        return watches
+
+    def signals(self) -> frozenset[signal.Signals]:
+        if self._job is None or self._job.node is None:  # SLURM signals no shell of an salloc
+            return frozenset()
+        return frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM})
+
+    def on_signal(self, signum: signal.Signals) -> Observation:
+        if signum not in self.signals():
+            return Observation.clear()
+        notice = self._attempt.heard(signum, direct=True)
+        self._pace.wake()
+        return Observation.of(notice)
+
+    def _canary_heard(self, signum: signal.Signals) -> Notice:
+        notice = self._attempt.heard(signum, direct=False)
+        self._pace.wake()
+        return notice
+
+    def conclude(self, budget: float) -> Notice | None:
+        end = time.monotonic() + budget
+        if self._canary is not None:
+            self._canary.close()
+        if self._job is None or self.surroundings.commands is None or not self._reachable:
+            return None
+        limit = LIMIT if self._attempt.is_open else QUIET_LIMIT
+        notice = self._ask(min(limit, end - time.monotonic()))
+        while self._attempt.is_unsettled and end - time.monotonic() > CONFIRMED + SETTLED:
+            time.sleep(SETTLED)  # the command may end sooner than SLURM's word on it is final
+            notice = self._ask(min(LIMIT, end - time.monotonic()))
+        return notice and replace(notice, already_sent=notice.already_sent | self._attempt.sent_to_steps)
+
+    def _ask(self, limit: float) -> Notice | None:
+        """Ask once more, not by way of the watch, whose thread may wait for an answer of its own."""
+        asked = time.monotonic()
+        try:
+            return self._attempt.took(self._controller().row(max(limit, 0.1)), asked)
+        except ProviderError:
+            return self._attempt.unanswered()
+
+    def settle(self, conclusion: Conclusion, budget: float) -> str:
+        end = time.monotonic() + budget
+        job, verdict = self._job, self._verdict(conclusion)
+        if job is None or self.surroundings.commands is None or not job.is_first or verdict is None:
+            return ""
+        if conclusion.saved:
+            self._ack("checkpointed")
+        wishes = self.surroundings.requeue
+        why = refusal(verdict, conclusion, wishes, self._attempt.restart)
+        if why is None and not self._attempt.may_come_back:
+            why = "not requeued: a signal file forbids it"
+        if why is not None:
+            self._ack("requeued" if verdict.bringing is Bringing.SLURMS else "failed")
+            return why
+        return self._requeue(job, conclusion, end)
+
+    def _requeue(self, job: Job, conclusion: Conclusion, end: float) -> str:
+        wishes = self.surroundings.requeue
+        try:
+            self._look_again(end)
+            verdict = self._verdict(conclusion) or OF_OTHERS
+            why = refusal(verdict, conclusion, wishes, self._attempt.restart)
+            if why is not None:
+                return why
+            requeue(self._controller(), job.id, end - time.monotonic())
+        except ProviderError:
+            self._ack("failed")
+            raise
+        moved = "" if wishes.delay is None else delay(self._controller(), wishes.delay, self._attempt.kill_wait)
+        self._ack("requeued")
+        return f"requeued job {job.id} ({verdict.kind}, restart {self._attempt.restart + 1}){moved}"
+
+    def _verdict(self, conclusion: Conclusion) -> Verdict | None:
+        """Return what ended the job; None: it has ended by itself."""
+        return self._attempt.verdict or (OF_OTHERS if conclusion.preempted else None)
+
+    def _look_again(self, end: float) -> None:
+        """See whether somebody has cancelled the job in the meantime; try for as long as there is time.
+
+        Raises:
+            ProviderError: nobody knows.
+        """
+        while True:
+            asked = time.monotonic()
+            try:
+                self._attempt.took(self._controller().row(max(0.1, min(LIMIT, end - asked))), asked)
+            except ProviderError as error:
+                if time.monotonic() + SETTLED > end:
+                    raise ProviderError(f"job {self._attempt.job.id} is not requeued: {error}") from error
+                time.sleep(SETTLED)
+            else:
+                return
+
+    def _ack(self, state: str) -> None:
+        """Write the answer to a signal file; a file server that hangs must not hold up the end."""
+        writing = threading.Thread(target=self._acks.write, args=(state,), daemon=True)
+        writing.start()
+        writing.join(ACK_WITHIN)
+
+    def _controller(self) -> Controller:
+        job, commands = self._job, self.surroundings.commands
+        if job is None or commands is None:
+            raise ProviderError("there is no job whose controller could be asked")
+        return Controller(job, commands, self.surroundings.environ)
+
+    def describe(self) -> str:
+        if self._job is None:
+            return "no SLURM job: SLURM_JOB_ID is not set"
+        how = f"squeue each {self._interval:g} s, " if self._reachable else ""
+        return f"job {self._job.id}: {how}signals, {self._search.describe()}"
+
+    def close(self) -> None:
+        self._pace.close()
+        if self._canary is not None:
+            self._canary.close()

@@ -1,0 +1,142 @@
+"""The canary step, on an srun that starts the real program of it."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from preemptd.provider import Observation, State
+from preemptd.targets.reaping import Shielded
+from preemptd_providers.slurm.attempt import Attempt
+from preemptd_providers.slurm.canary import CanaryWatch
+from preemptd_providers.slurm.job import job_of
+from preemptd_providers.slurm.pace import Pace
+from tests.slurm_world import SlurmWorld
+from tests.waiting import wait_until
+
+
+class Canary:
+    """A canary watch, looked through by a thread of its own as the daemon would."""
+
+    def __init__(self, world: SlurmWorld, **environ: str) -> None:
+        job = job_of(world.environ())
+        assert job is not None
+        self.world = world
+        self.attempt = Attempt(job, 120.0, 0.0)
+        self.watch = CanaryWatch(
+            "n1",
+            Shielded(world.helpers),
+            world.environ(**environ),
+            Pace(0.0),
+            lambda signum: self.attempt.heard(signum, direct=False),
+        )
+        self.seen: list[Observation] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._stopping:
+            self.seen.append(self.watch.observe())
+
+    def states(self) -> list[State]:
+        return [observation.state for observation in self.seen]
+
+    def ready(self, count: int = 1) -> int:
+        """Wait until the step listens the *count*th time; return its pid."""
+        wait_until(lambda: self.states().count(State.CLEAR) >= 2 * count, 30, "ready")
+        return int(str(self.world.calls("srun")[-1]["pid"]))
+
+    def close(self) -> None:
+        self._stopping = True
+        self.watch.close()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SlurmWorld:
+    return SlurmWorld(tmp_path)
+
+
+@pytest.fixture
+def canary(world: SlurmWorld) -> Iterator[Canary]:
+    canary = Canary(world, SLURM_CPU_BIND="quiet,mask_cpu:0x1")
+    yield canary
+    canary.close()
+
+
+def test_it_takes_no_room_in_the_job_and_listens_on_our_own_node(canary: Canary) -> None:
+    canary.ready()
+    (call,) = canary.world.calls("srun")
+
+    assert isinstance(call["arguments"], list)
+    assert {"--overlap", "-N1", "-n1", "-c1", "--mem=0", "--input=all"} <= set(call["arguments"])
+    assert call["arguments"][call["arguments"].index("-w") + 1] == "n1"
+    assert call["environment"]["SLURM_CPU_BIND"] is None  # type: ignore[index]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_each_signal_that_it_hears_is_a_notice_at_once(canary: Canary, signum: signal.Signals) -> None:
+    os.kill(canary.ready(), signum)
+
+    wait_until(lambda: State.NOTICE in canary.states())
+    notice = canary.seen[-1].notice
+    assert notice is not None
+    assert notice.source == f"canary step: {signum.name}"
+    assert notice.already_sent == frozenset()
+
+
+def test_it_lives_on_and_hears_the_next_one(canary: Canary) -> None:
+    pid = canary.ready()
+    for count, signum in enumerate([signal.SIGUSR1, signal.SIGCONT, signal.SIGTERM], 1):
+        os.kill(pid, signum)
+        if signum is not signal.SIGCONT:
+            expected = min(count, 2)
+            wait_until(lambda expected=expected: canary.states().count(State.NOTICE) == expected)  # type: ignore[misc]
+
+    assert len(canary.world.calls("srun")) == 1
+
+
+def test_closing_it_ends_the_step_by_the_end_of_its_input(world: SlurmWorld) -> None:
+    canary = Canary(world)
+    pid = canary.ready()
+
+    canary.close()
+
+    assert not Path(f"/proc/{pid}").exists()
+    assert canary.seen[-1].state is State.UNKNOWN
+    assert world.helpers.pids == frozenset()
+    canary.watch.close()
+
+
+def test_a_step_that_dies_is_said_and_started_again(canary: Canary) -> None:
+    os.kill(canary.ready(), signal.SIGKILL)
+
+    wait_until(lambda: State.UNKNOWN in canary.states())
+    error = next(observation.error for observation in canary.seen if observation.error)
+    assert "the canary step ended with status" in str(error)
+    canary.ready(2)
+    assert len(canary.world.calls("srun")) == 2
+
+
+def test_an_srun_that_refuses_is_handed_on(tmp_path: Path) -> None:
+    world = SlurmWorld(tmp_path)
+    world.say(srun={"status": 1, "stderr": "srun: error: Unable to create step for job 12: Access/permission denied\n"})
+    canary = Canary(world)
+
+    wait_until(lambda: State.UNKNOWN in canary.states())
+    error = next(observation.error for observation in canary.seen if observation.error)
+    assert "Unable to create step for job 12: Access/permission denied" in str(error)
+    canary.close()
+
+
+def test_one_that_was_never_started_is_closed(world: SlurmWorld) -> None:
+    watch = CanaryWatch("n1", Shielded(world.helpers), world.environ(), Pace(0.0), lambda _: pytest.fail("heard"))
+    watch.close()
+
+    assert watch.observe().state is State.UNKNOWN
+    assert world.calls("srun") == []

@@ -1,0 +1,159 @@
+"""The whole `preemptd watch` in a SLURM job, with SLURM's commands played by stand-ins."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from signal import SIGTERM, SIGUSR1
+
+import pytest
+
+from tests.slurm_world import SlurmWorld, row
+from tests.waiting import wait_until
+from tests.watching import Watch, trainer
+
+LONG = row(end=36_000)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> SlurmWorld:
+    return SlurmWorld(tmp_path)
+
+
+def watching(world: SlurmWorld, how: str, *options: str, **environ: str) -> Watch:
+    env = {**world.environ(), **environ}
+    env["PATH"] = f"{world.bin}{os.pathsep}{os.environ['PATH']}"
+    return Watch(world.directory, trainer(how), "--no-wandb", *options, env=env)
+
+
+def in_grace(world: SlurmWorld) -> None:
+    world.say(row=row(end=20, preempted=-1))
+
+
+def requeues(world: SlurmWorld) -> list[object]:
+    return [call["arguments"] for call in world.calls("scontrol", "requeue")]
+
+
+def kinds(watch: Watch) -> list[object]:
+    return [line["kind"] for line in watch.lines("notice")]
+
+
+def test_usr1_in_a_grace_tells_once_saves_and_requeues_as_the_last_act(world: SlurmWorld) -> None:
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        in_grace(world)
+        watch.signal(SIGUSR1)
+        status = watch.wait()
+
+    assert status == 75
+    assert [line["name"] for line in watch.said("signal")] == ["SIGUSR1"]
+    assert len(watch.said("saved")) == 1
+    assert requeues(world) == [["requeue", "12"]]
+    assert kinds(watch)[-1] == "preempt"
+    assert "requeued job 12 (preempt, restart 1)" in watch.err
+
+
+def test_the_canary_alone_is_enough_and_is_gone_at_the_end(world: SlurmWorld) -> None:
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        wait_until(lambda: world.calls("srun"))
+        step = int(str(world.calls("srun")[0]["pid"]))
+        wait_until(lambda: catches(step, SIGTERM))
+        in_grace(world)
+        os.kill(step, SIGTERM)
+        status = watch.wait()
+
+    assert status == 75
+    assert [line["name"] for line in watch.said("signal")] == ["SIGUSR1"]
+    assert requeues(world) == [["requeue", "12"]]
+    assert not Path(f"/proc/{step}").exists()
+
+
+def catches(pid: int, signum: signal.Signals) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+def test_usr1_is_told_while_slurmctld_hangs(world: SlurmWorld) -> None:
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        world.say(hang=["squeue", "config", "job", "node"])
+        began = time.monotonic()
+        watch.signal(SIGUSR1)
+        (told,) = watch.await_said("signal")
+
+        assert float(str(told["mono"])) - began < 2
+        watch.process.kill()
+    assert requeues(world) == []
+
+
+def test_scancel_is_neither_a_preemption_nor_undone(world: SlurmWorld) -> None:
+    with watching(world, "both") as watch:
+        watch.await_said("ready")
+        world.say(row=row("COMPLETING", end=0))
+        watch.signal(SIGTERM)
+        status = watch.wait()
+
+    assert status == 0  # the training's own
+    assert requeues(world) == []
+    assert kinds(watch)[-1] == "cancelled"
+
+
+def test_a_job_that_ends_by_itself_is_left_alone(world: SlurmWorld) -> None:
+    with watching(world, "USR1", STEPS="10") as watch:
+        status = watch.wait()
+
+    assert status == 0
+    assert requeues(world) == []
+    assert watch.lines("notice") == []
+
+
+def test_a_copy_that_runs_elsewhere_already_kills_its_training(world: SlurmWorld) -> None:
+    with watching(world, "none") as watch:
+        watch.await_said("ready")
+        world.say(row=row(restarts=1))
+        watch.signal(SIGUSR1)  # has the controller asked at once
+        status = watch.wait()
+
+    assert status == 128 + 9
+    assert requeues(world) == []
+    assert kinds(watch)[-1] == "node-failure"
+
+
+def test_a_copy_that_has_saved_before_it_is_known_to_be_left_over_is_not_brought_back(world: SlurmWorld) -> None:
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        world.say(row=row(restarts=1))
+        watch.signal(SIGUSR1)
+        status = watch.wait()
+
+    assert status == 0  # the training's own
+    assert requeues(world) == []
+
+
+def test_a_signal_file_is_heard_answered_and_brings_the_job_back(world: SlurmWorld) -> None:
+    signals = world.directory / "signals"
+    signals.mkdir()
+    with watching(world, "USR1", PREEMPTD_SIGNAL_DIR=str(signals)) as watch:
+        watch.await_said("ready")
+        (signals / "12.preempt").touch()
+        status = watch.wait()
+
+    assert status == 75
+    assert requeues(world) == [["requeue", "12"]]
+    assert json.loads((signals / "12.0.ack").read_text())["state"] == "requeued"
+    assert "requested" in kinds(watch)
+
+
+def test_a_job_that_cannot_be_requeued_keeps_its_status_and_says_what_to_add(world: SlurmWorld) -> None:
+    world.say(requeue={"status": 1, "stderr": "Requested operation is presently disabled for job 12\n"})
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        in_grace(world)
+        watch.signal(SIGUSR1)
+        status = watch.wait()
+
+    assert status == 75
+    assert "add `#SBATCH --requeue` to its script" in watch.err
