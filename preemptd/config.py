@@ -35,6 +35,14 @@ def _name(path: str) -> str:
     return path
 
 
+def _requeue_word(words: tuple[str, ...]) -> tuple[str, ...]:
+    known = ("preempt", "timelimit", "request")
+    unknown = [word for word in words if word not in known and word != "none"]
+    if unknown or ("none" in words and len(words) > 1):
+        raise ValueError(f"must be of {', '.join(known)}; or none alone")
+    return tuple(word for word in words if word != "none")
+
+
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Path = Annotated[str, AfterValidator(_name)]
 
@@ -69,6 +77,19 @@ class Settings(BaseModel):
     dry_run: bool = False
     die_with_parent: bool = False
     sweep: bool = False
+    loop: bool = False
+    """Run the command again after each end, until it takes no run of a W&B sweep."""
+    requeue_on: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_requeue_word)] = (
+        "preempt",
+        "timelimit",
+        "request",
+    )
+    """What ends a SLURM job that is brought back by us; empty (``none``): nothing."""
+    max_requeues: Annotated[int, Field(ge=0)] | None = None
+    requeue_delay: Seconds | None = None
+    """Seconds from the requeue to the earliest start; None: the cluster's own."""
+    shield_term: bool = False
+    """Start the command with SIGTERM ignored."""
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The tables ``[providers.NAME]``; each is checked by that provider's own model."""
 

@@ -5,6 +5,7 @@ them out one after the other, in the main thread; what is due by time waits in `
 The parts: `Watching` (providers), `Telling` (who is told), `Supervision` (the command), `settle` (our exit status).
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from signal import Signals
@@ -32,7 +33,9 @@ from preemptd.events import (
     WatchChanged,
 )
 from preemptd.model import Outcome, Run
+from preemptd.notices import Meaning
 from preemptd.parts import Parts, Timers
+from preemptd.provider import Conclusion
 from preemptd.settling import Ending
 from preemptd.supervision import STOPS, Supervision
 from preemptd.telling import Telling
@@ -46,8 +49,8 @@ TELLING_SOON = 0.05
 """Seconds between two looks whether the telling is over, for a SIGTERM that came into the middle of it."""
 LOOK_EVERY = 5.0
 """Seconds between scans while nothing is announced: keeps what telling needs warm."""
-SETTLE_BUDGET = 10.0
-"""Seconds that the providers have at the end, if the machine has them."""
+CONCLUDE_WITHIN = 5.0
+"""Seconds at the most for the providers' last word: a SLURM controller may hang."""
 WARN_AFTER = 30.0
 """Seconds after the start at which a training has its handlers, if it will ever have any."""
 
@@ -73,8 +76,8 @@ class Daemon:
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
-    def run(self) -> Ending:
-        """Run to the end.
+    def run(self, *, stays: bool = False) -> Ending:
+        """Run to the end; if it *stays*, the watches go on, for `hold`.
 
         Raises:
             CommandError: the command cannot be run.
@@ -85,6 +88,7 @@ class Daemon:
         self._parts.marker.start()
         self._parts.link.start()
         self._parts.outer.start()
+        self._parts.nodes.start()
         self._watching.start()
         try:
             self._begin()
@@ -100,7 +104,8 @@ class Daemon:
                     self._parts.journal.warn(f"internal error, please report it: {error!r} at {place_of(error)}")
             return self._end(self._outcome)
         finally:
-            self._watching.stop()
+            if not stays:
+                self._watching.stop()
             self._parts.scanner.stop()
             self._parts.marker.stop()
 
@@ -111,6 +116,7 @@ class Daemon:
             case NoticeArrived():
                 self._watching.answered(event.watch)
                 self._escalating.notice(event.notice)
+                self._supervision.give(event.notice)
             case NoticeRevoked():
                 self._escalating.revoke(event)
                 self._decide()
@@ -158,7 +164,10 @@ class Daemon:
         self._timers.cancel(self._decide)
         if not self._supervision.held:
             return
-        if self._escalating.current is None:
+        if self._escalating.meaning is Meaning.SUPERSEDED:
+            self._supervision.abandon()
+            self._outcome = Outcome(128 + Signals.SIGKILL)
+        elif self._escalating.current is None:
             self._release()
         elif self._parts.settings.when_pending == "exit":
             self._supervision.abandon()
@@ -197,7 +206,9 @@ class Daemon:
         notices = () if self._supervision.held else self._watching.judge_signal(event.signum)
         for notice in notices:
             self._escalating.notice(notice)
-        if not notices:
+        if notices:
+            self._supervision.keep(event.signum)
+        else:
             self._pass_on(event)
 
     def _pass_on(self, event: SignalArrived) -> None:
@@ -206,20 +217,23 @@ class Daemon:
             self._timers.after(TELLING_SOON, partial(self._pass_on, event))
             return
         escalation = self._escalating.current
-        shuts_down = event.signum is Signals.SIGTERM and escalation is not None and len(self._telling.roll) > 0
-        if shuts_down and escalation is not None and self._terminated_in != escalation.number:
+        told = len(self._telling.roll) > 0 or self._parts.nodes.reached
+        terminated = told and event.signum is Signals.SIGTERM
+        if terminated and escalation is not None and self._terminated_in != escalation.number:
             # The machine goes, as it was announced: who saves goes on saving. A second SIGTERM is somebody's wish.
             self._terminated_in = escalation.number
             self._telling.insist(Step.TERM)
             return
         self._sent_away = self._outcome is not None and event.signum in STOPS
+        if self._sent_away and escalation is None:
+            self._telling.agents.pass_on(event.signum, self._telling.selection)
         self._take_outcome(self._supervision.signal(event))
 
-    def _answer(self, event: LinkAsked) -> None:
+    def _answer(self, event: LinkAsked, *, at_once: bool = False) -> None:
         if event.verb == "notify":
             self._escalating.notice(notified(event.fields, self._timers.now()))
         self._asking.append(event.peer)
-        self._telling.look()
+        self._answer_all() if at_once else self._telling.look()
 
     def _answer_all(self) -> None:
         """Answer those who asked since the last look: who would be told is as old as the picture."""
@@ -239,20 +253,47 @@ class Daemon:
             **self._parts.settings.model_dump(include={"signal", "signal_target", "dry_run", "no_wandb"}),
         }
 
+    def settle(self, conclusion: Conclusion, budget: float) -> Sequence[str]:
+        """Have the providers do what only they can, as the last act; return what was done."""
+        return self._watching.settle(conclusion, budget)
+
+    def hold(self, why: str) -> None:
+        """After `run(stays=True)` and all else: do not end while a notice is open."""
+        self._escalating.hold(why, partial(self._answer, at_once=True))
+
+    def close(self) -> None:
+        self._watching.close()
+
     # -- the end -------------------------------------------------------------------------------------------------
 
+    def _conclude(self) -> None:
+        """Hear the last word on what ended the command: the signal for it may lie unread behind the end itself."""
+        while self._supervision.started and (event := self._parts.inbox.get(0)) is not None:
+            if isinstance(event, SignalArrived):
+                self._supervision.note(event.signum)
+                for notice in self._watching.judge_signal(event.signum):
+                    self._escalating.conclude(notice)
+        self._parts.nodes.sync()
+        spare = self._escalating.current.deadline - self._timers.now() if self._escalating.current else math.inf
+        for notice in self._watching.conclude(max(1.0, min(CONCLUDE_WITHIN, spare / 2))):
+            self._escalating.conclude(notice)
+
     def _end(self, outcome: Outcome) -> Ending:
+        self._conclude()
         now, roll, escalation = self._timers.now(), self._telling.roll, self._escalating.current
         spare = None if escalation is None else escalation.deadline - now
-        self._watching.settle(outcome, SETTLE_BUDGET if spare is None else max(1.0, min(spare, SETTLE_BUDGET)))
+        sent_at = escalation.began if escalation is not None and escalation.already_sent else None
+        reached = (self._telling.reached and self._escalating.explains_an_end) or sent_at is not None
         return Ending(
             outcome,
-            told=self._parts.outer.preempted or (self._telling.reached and self._escalating.explains_an_end),
+            told=self._parts.outer.preempted or reached,
+            meaning=self._escalating.meaning,
             started=self._supervision.started,
             done=roll.finished,
             done_pids=roll.done,
-            told_at=roll.first_told,
+            told_at=sent_at if roll.first_told is None else roll.first_told,
             saved=roll.saved > 0,
             since_notice=None if escalation is None else now - escalation.began,
             spare=spare,
+            agent_ended=bool(self._telling.agents.ended),
         )

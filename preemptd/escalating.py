@@ -5,11 +5,15 @@ from dataclasses import replace
 from functools import partial
 
 from preemptd.escalation import Escalation, Timing, Verdict, acts_at, deadline_of, judge
-from preemptd.events import NoticeRevoked, RunEnded, RunMarked
-from preemptd.notices import Level, Notice
+from preemptd.events import LinkAsked, NoticeRevoked, RunEnded, RunMarked, SignalArrived
+from preemptd.notices import Level, Meaning, Notice
 from preemptd.parts import Parts, Timers
 from preemptd.settling import AFTER_REVOCATION
+from preemptd.supervision import STOPS
 from preemptd.telling import Telling
+
+HELD_FOR = 60.0
+"""Seconds past the deadline for which our exit is held back: platforms are late, but not for ever."""
 
 
 class Escalating:
@@ -25,12 +29,17 @@ class Escalating:
         self._advice: dict[str, Callable[[], None]] = {}
         self._holding = True
         self.current: Escalation | None = None
+        self._without_escalation = Meaning.PREEMPTED
+        """What a notice meant that opened no escalation."""
 
     # -- notices -------------------------------------------------------------------------------------------------
 
     def notice(self, notice: Notice) -> None:
         """Act on *notice*, or write it down and plan when it is to be acted on."""
         verdict = judge(notice, self._timing)
+        if notice.meaning is Meaning.SUPERSEDED or (notice.meaning is Meaning.STOPPED and self.current is None):
+            self._dismiss(notice)
+            return
         if verdict is Verdict.ACT:
             self._act(notice)
             return
@@ -55,7 +64,36 @@ class Escalating:
             else:
                 self._telling.update(self.current)  # before the revocation: clients always know of an open notice
                 self._plan()
+            self._parts.nodes.inform(self.current)
         self._telling.revoked(event.event_id)
+
+    def conclude(self, notice: Notice) -> None:
+        """Take the last word on an event when the command has ended and nobody is left to tell."""
+        if notice.meaning is Meaning.SUPERSEDED:
+            self._without_escalation, self.current = Meaning.SUPERSEDED, None
+        elif self.current is None and notice.meaning is Meaning.PREEMPTED:
+            self.current = Escalation.open(self._count + 1, notice, self._timing)
+        elif self.current is not None:
+            self.current = self.current.joined(notice, self._timers.now())
+        else:
+            self._without_escalation = notice.meaning
+        self._write("notice", notice, acted=False, why="the command has ended")
+
+    def _dismiss(self, notice: Notice) -> None:
+        """Tell nobody: somebody wants it to end, or it runs elsewhere and is to end here at once."""
+        if notice.meaning is Meaning.SUPERSEDED and self.meaning is not Meaning.SUPERSEDED:
+            self._without_escalation, self.current = Meaning.SUPERSEDED, None
+            self._telling.fence()
+            self._timers.cancel(self._step)
+            self._parts.nodes.inform(None, fenced=True)
+        elif notice.meaning is Meaning.STOPPED:
+            self._without_escalation = Meaning.STOPPED
+        self._write("notice", notice, acted=notice.meaning is Meaning.SUPERSEDED, why=str(notice.meaning))
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the end of the command will mean, if it was told of something."""
+        return self._without_escalation if self.current is None else self.current.meaning
 
     def let_go(self) -> None:
         """Tell from now on: the command is no longer held back."""
@@ -74,6 +112,7 @@ class Escalating:
         else:
             self.current = self.current.joined(notice, self._timers.now())
             self._telling.update(self.current)
+        self._parts.nodes.inform(self.current)
         self._plan()
         self._write("notice", notice, acted=True, why="")
 
@@ -145,22 +184,44 @@ class Escalating:
             ms=round((event.mono - (self.current.began if self.current else event.mono)) * 1000, 1),
         )
 
+    def hold(self, why: str, answer: Callable[[LinkAsked], None]) -> None:
+        """Wait, with the command gone, until no notice is open, the machine should be gone, or a stop signal comes.
+
+        Args:
+            why: for people: what our exit would start.
+            answer: called for each question over the link.
+        """
+        if self.current is not None:
+            self._parts.journal.warn(why)
+        while self.current is not None:
+            event = self._parts.inbox.get(max(0.0, self.current.deadline + HELD_FOR - self._timers.now()))
+            if event is None or (isinstance(event, SignalArrived) and event.signum in STOPS):
+                return
+            if isinstance(event, NoticeRevoked):
+                self.revoke(event)
+            elif isinstance(event, LinkAsked):
+                answer(event)
+
     # -- what others ask -----------------------------------------------------------------------------------------
 
     @property
     def explains_an_end(self) -> bool:
-        """A notice is open, or was taken back a moment ago."""
-        return self.current is not None or self._timers.now() - self._revoked_at <= AFTER_REVOCATION
+        """A notice is open, was taken back a moment ago, or has cost the job its W&B agent."""
+        recent = self._timers.now() - self._revoked_at <= AFTER_REVOCATION
+        return self.current is not None or bool(self._telling.agents.ended) or recent
 
     @property
     def lingers(self) -> bool:
         """Told processes outlive the command (a shell may leave before its training has saved), and there is time.
 
-        Or the command was stopped because it started them anew, and what it had just started may be left.
+        Or the command was stopped because it started them anew, and what it had just started may be left. What a W&B
+        agent leaves that was ended is waited for even if nobody was told yet, or the notice was taken back.
         """
-        if self.current is None or self._timers.now() >= self.current.deadline:
-            return False
-        return self._telling.restarts.going_on or bool(self._telling.roll.alive(self._telling.processes))
+        told = bool(self._telling.roll.alive(self._telling.processes))
+        left = self._telling.agents.left(self._telling.selection)
+        if self.current is None:
+            return left or (told and bool(self._telling.agents.ended))
+        return self._timers.now() < self.current.deadline and (self._telling.restarts.going_on or told or left)
 
     def status(self) -> Sequence[Mapping[str, object]]:
         """List the open notices, with the seconds that are left."""

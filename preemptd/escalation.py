@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from preemptd.notices import Kind, Level, Notice
+from preemptd.notices import Kind, Level, Meaning, Notice
 
 DEFAULT_GRACE = 30.0
 """Seconds that we count with when neither the source nor ``--grace`` says: GCE's, the shortest of the big clouds."""
@@ -132,14 +132,27 @@ class Escalation:
         return tuple(notice.event_id for notice in self.notices)
 
     @property
+    def meaning(self) -> Meaning:
+        """What the end will mean: one notice that brings the job back is enough."""
+        meanings = {notice.meaning for notice in self.notices}
+        return next(m for m in (Meaning.PREEMPTED, Meaning.UNDECIDED, Meaning.STOPPED) if m in meanings)
+
+    @property
     def already_sent(self) -> frozenset[int]:
         return frozenset().union(*(notice.already_sent for notice in self.notices))
 
     def joined(self, notice: Notice, now: float) -> "Escalation":
-        """Take in another notice, or the same one seen again: it can only tighten."""
+        """Take in another notice, or the same one seen again: its meaning can be decided, its deadline only tighten.
+
+        As long as a notice is undecided its deadline is a guess: SLURM's first SIGTERM may begin a grace or end one.
+        """
         known = next((known for known in self.notices if known.event_id == notice.event_id), None)
-        if known is not None and deadline_of(known, self.timing) <= deadline_of(notice, self.timing):
-            notice = known
+        if known is not None:
+            guessed = known.meaning is Meaning.UNDECIDED and notice.meaning is not Meaning.UNDECIDED
+            if notice.meaning is Meaning.UNDECIDED:
+                notice = replace(notice, kind=known.kind, meaning=known.meaning)
+            if not guessed and deadline_of(known, self.timing) <= deadline_of(notice, self.timing):
+                notice = replace(notice, observed=known.observed, remaining=known.remaining, deadline=known.deadline)
         others = tuple(other for other in self.notices if other.event_id != notice.event_id)
         return self._with((*others, notice), now)
 

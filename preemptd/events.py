@@ -136,6 +136,13 @@ class TargetExited:
 
 
 @dataclass(frozen=True, slots=True)
+class Ordered:
+    """To an agent on a node of a SLURM job: a line from its daemon; None: the daemon has gone."""
+
+    line: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerWritten:
     """The ledger's record number *number* is on its way to the disk, or could not be written."""
 
@@ -159,6 +166,7 @@ Event = (
     | LinkAsked
     | TargetExited
     | LedgerWritten
+    | Ordered
 )
 
 

@@ -13,6 +13,8 @@ Line = Mapping[str, object]
 
 WRITABLE_WITHIN = 1.0
 """Seconds that the log waits, once, for a pipe that is full: one that nobody reads loses lines, it does not stop us."""
+SAME_END = 2.0
+"""Seconds by which the end of a notice may differ that is not said once more."""
 
 
 class Sink(Protocol):
@@ -124,6 +126,7 @@ class Log:
         self._form = form
         self._terminal = form == "text" and os.isatty(fd)
         self._progress = False
+        self._announced: tuple[object, object, float] | None = None
         self._patience = WRITABLE_WITHIN
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
@@ -134,13 +137,26 @@ class Log:
                 self._progress = True
                 self._put(f"\r\x1b[K{line['text']}")
             return
-        text = json.dumps(line, default=str) if self._form == "json" else printable(say(line))
+        if self._form == "json":
+            text = json.dumps(line, default=str)
+        else:
+            text = "" if self._repeats(line) else printable(say(line))
         if text:
             self._clear()
             self._put(text + "\n")
 
     def close(self) -> None:
         self._clear()
+
+    def _repeats(self, line: Line) -> bool:
+        """Say whether a notice tells people nothing new: SLURM's comes again when it is known what it means."""
+        grace = line.get("grace")
+        if line["event"] != "notice" or not isinstance(grace, float):
+            return False
+        before, end = self._announced, time.monotonic() + grace
+        self._announced = line.get("event_id"), line.get("kind"), end
+        same = before is not None and before[:2] == self._announced[:2]
+        return same and (not line.get("acted") or (before is not None and abs(end - before[2]) < SAME_END))
 
     def _clear(self) -> None:
         """Take the progress line away: return to column 1, erase to the end."""
@@ -209,7 +225,7 @@ def _repaired(line: Line) -> str:
     if not line["ok"]:
         return f"W&B run {line['run_id']} could not be ended as preempted: {line['why']}"
     why = f" ({line['why']})" if line["why"] else ""
-    return "" if line["how"] == "nothing" else f"W&B run {line['run_id']} ended with code {line['code']}{why}"
+    return "" if line["how"] == "nothing" else f"W&B run {line['run_id']} mended: preempted, code {line['code']}{why}"
 
 
 def _told(line: Line) -> str:
@@ -235,6 +251,12 @@ def _settled(line: Line) -> str:
     return f"exit {line['status']}: {line['why']}" if line["preempted"] else ""
 
 
+def _escalated(line: Line) -> str:
+    if line["step"] == "agent":
+        return f"W&B agent ended, so that it takes no other run here: pids {line['pids']}"
+    return f"time is nearly up: {line['step']} to pids {line['pids']}"
+
+
 _WORDS: Mapping[str, Callable[[Line], str]] = {
     "started": _started,
     "provider": _provider,
@@ -249,7 +271,7 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "saving": _acknowledged,
     "saved": _acknowledged,
     "done": _acknowledged,
-    "escalated": lambda line: f"time is nearly up: {line['step']} to pids {line['pids']}",
+    "escalated": _escalated,
     "revoked": lambda line: f"{line['provider']} takes its notice back",
     "exited": lambda line: _exited(line) if line["told"] else "",
     "settled": _settled,
@@ -261,4 +283,5 @@ def say(line: Line) -> str:
     """Put a journal line into words; empty for what only the journal keeps."""
     words = _WORDS.get(str(line["event"]))
     text = words(line) if words else ""
-    return f"preemptd: {text}" if text else ""
+    where = f"{line['node']}: " if "node" in line else ""
+    return f"preemptd: {where}{text}" if text else ""

@@ -13,6 +13,11 @@ class Kind(str, Enum):
     STOP = "stop"
     HIBERNATE = "hibernate"
     MAINTENANCE = "maintenance"
+    TIME_LIMIT = "time-limit"
+    REQUESTED = "requested"
+    REQUEUED = "requeued"
+    CANCELLED = "cancelled"
+    NODE_FAILURE = "node-failure"
 
     def __str__(self) -> str:
         return self.value
@@ -23,6 +28,22 @@ class Level(str, Enum):
 
     ACT = "act"
     ADVISE = "advise"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Meaning(str, Enum):
+    """What a notice makes of the end that it announces: of W&B runs, our exit status, a requeue."""
+
+    PREEMPTED = "preempted"
+    """The job is to come back: its runs are marked, we exit with 75."""
+    UNDECIDED = "undecided"
+    """Not known yet: processes are told at once, the marks wait until the same event is seen with another meaning."""
+    STOPPED = "stopped"
+    """Somebody wants it to end: nothing is marked, nothing comes back, the exit status is the command's own."""
+    SUPERSEDED = "superseded"
+    """The job runs elsewhere already: what runs here is killed, and nothing else is touched."""
 
     def __str__(self) -> str:
         return self.value
@@ -54,3 +75,5 @@ class Notice:
     """Signals that the platform itself has already sent to the processes: never repeated."""
     detail: str = ""
     """The answer's text, at most 4 KiB."""
+    meaning: Meaning = Meaning.PREEMPTED
+    """A later word on the same event decides; only UNDECIDED never takes a decision back."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from preemptd.config import Settings
+from preemptd.escalation import Escalation
 from preemptd.events import Inbox, MarkingDone
 from preemptd.journal import Journal
 from preemptd.ledger import Ledger
@@ -117,6 +118,69 @@ class NoOuter:
         pass
 
 
+class Nodes(Protocol):
+    """Our agents on the nodes of a job that srun reaches: `nodes.steps.JobSteps`, or `NoNodes`."""
+
+    @property
+    def covers(self) -> bool:
+        """Who is not in our tree may be told by an agent."""
+        ...
+
+    @property
+    def reached(self) -> bool:
+        """Somebody was told of the open notices there."""
+        ...
+
+    @property
+    def told(self) -> frozenset[ProcessId]:
+        """Who was, among the processes of this machine."""
+        ...
+
+    def start(self) -> None: ...
+
+    def look(self, processes: Sequence[Process]) -> None: ...
+
+    def inform(self, escalation: Escalation | None, *, fenced: bool = False) -> None: ...
+
+    def share(self, linked: frozenset[ProcessId]) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def end(self, *, preempted: bool, code: int, budget: float) -> None: ...
+
+    def close(self, budget: float = 0.0) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoNodes:
+    """All that is to be told is in our tree; for an agent itself (*covers*) it is not."""
+
+    covers: bool = False
+    reached: bool = False
+    told: frozenset[ProcessId] = frozenset()
+
+    def start(self) -> None:
+        pass
+
+    def look(self, processes: Sequence[Process]) -> None:
+        pass
+
+    def inform(self, escalation: Escalation | None, *, fenced: bool = False) -> None:
+        pass
+
+    def share(self, linked: frozenset[ProcessId]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def end(self, *, preempted: bool, code: int, budget: float) -> None:
+        pass
+
+    def close(self, budget: float = 0.0) -> None:
+        pass
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The collaborators, made and validated before the command starts."""
@@ -129,6 +193,7 @@ class Parts:
     marker: Marking
     link: Link
     outer: Outer
+    nodes: Nodes
     providers: Mapping[str, Provider]
     """By name: those that are certain to be at home here."""
     reasons: Mapping[str, str]

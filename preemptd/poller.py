@@ -13,7 +13,7 @@ from types import NoneType
 
 from preemptd.errors import ProviderError
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.notices import Kind, Level, Notice
+from preemptd.notices import Kind, Level, Meaning, Notice
 from preemptd.provider import Observation, State, Watch
 
 TIGHTENED = 10.0
@@ -41,6 +41,7 @@ NOTICE_TYPES = {
     "act_within": (int, float, NoneType),
     "deadline": (datetime, NoneType),
     "already_sent": (frozenset,),
+    "meaning": (Meaning,),
 }
 
 
@@ -82,7 +83,9 @@ class News:
 
 
 def _is_news(before: Notice, now: Notice) -> bool:
-    return before.level is not now.level or before.final is not now.final or _end(now) < _end(before) - TIGHTENED
+    if before.level is not now.level or before.final is not now.final or before.meaning is not now.meaning:
+        return True
+    return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
 
 
 def _end(notice: Notice) -> float:

@@ -1,29 +1,34 @@
 """The plug-in API: what a platform's provider offers to the daemon (docs/write-a-provider.md)."""
 
 import signal
+import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from preemptd.errors import ProviderError
 from preemptd.model import Outcome
-from preemptd.notices import Kind, Level, Notice
+from preemptd.notices import Kind, Level, Meaning, Notice
 
 __all__ = [
+    "Commands",
+    "Conclusion",
     "Detection",
     "Found",
     "Kind",
     "Level",
     "Machine",
+    "Meaning",
     "Notice",
     "Observation",
     "Options",
     "Outcome",
     "Provider",
+    "Requeue",
     "State",
     "Surroundings",
     "Watch",
@@ -96,6 +101,42 @@ class Machine:
     """File name below /sys/class/dmi/id to its stripped content; empty on machines without DMI (Firecracker)."""
 
 
+class Commands(Protocol):
+    """How a provider starts commands of its own: they are no part of the job, and nobody else waits for them."""
+
+    def popen(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> "subprocess.Popen[bytes]":
+        """Start *command* in a session of its own, with TERM, USR1 and USR2 ignored; wait for it, then `release`.
+
+        SLURM sends its signals to every process of a job: a query that dies of them is no answer.
+        """
+        ...
+
+    def release(self, process: "subprocess.Popen[bytes]") -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    """The user's wishes about bringing the job back, for schedulers that can (``--requeue-on`` and its kin)."""
+
+    on: frozenset[str] = frozenset({"preempt", "timelimit", "request"})
+    at_most: int | None = None
+    """``--max-requeues``; None: as often as it takes."""
+    delay: float | None = None
+    """``--requeue-delay`` in seconds; None: what the scheduler does by itself."""
+
+
+def _nobody_hears(_text: str) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a provider may know of the job it works for."""
@@ -110,6 +151,24 @@ class Surroundings:
     """``--grace`` in seconds, for sources that name no deadline; None: the source's own default."""
     lead: float = 120.0
     """``--lead``: a dated maintenance is acted on when this many seconds are left."""
+    requeue: Requeue = Requeue()
+    commands: Commands | None = None
+    """None: only where nothing is watched over (``preemptd providers``)."""
+    warn: Callable[[str], None] = _nobody_hears
+    """Says one line to the user, from any thread: what it is to be said once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """How the command ended, and what was made of it."""
+
+    outcome: Outcome
+    preempted: bool
+    """It was told of a notice (or held back for one), is not done, and was not stopped by somebody."""
+    saved: bool = False
+    """A process of it said that it has saved."""
+    stuck: bool = False
+    """Several preempted attempts in a row have saved nothing new: bringing it back once more helps nobody."""
 
 
 class Watch(ABC):
@@ -141,6 +200,8 @@ class Provider(ABC):
     """Names of providers that do this one's work where they run (`file` stands down where `slurm` runs)."""
     opt_in: ClassVar[bool] = False
     """True: only ever used when named with ``--provider``."""
+    settles_within: ClassVar[float] = 0.0
+    """Seconds before the deadline that nothing else may take: for `settle`."""
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self.options = options
@@ -172,8 +233,19 @@ class Provider(ABC):
     def child_started(self, pid: int) -> None:
         """Hear that the command runs now, as *pid*. Must not block."""
 
-    def settle(self, outcome: Outcome, budget: float) -> None:
-        """After the end of the command: do within *budget* seconds what must not be left undone (a requeue)."""
+    def conclude(self, budget: float) -> Notice | None:
+        """After the end of the command: say within *budget* seconds, for the last time, what it was that ended it.
+
+        None: nothing to add to what was said. W&B's runs, the exit status and `settle` go by this.
+        """
+        return None
+
+    def settle(self, conclusion: Conclusion, budget: float) -> str:
+        """Do, as the last act of all, within *budget* seconds, what must not be left undone (a requeue).
+
+        Returns what was done, for the journal; empty: nothing. A `ProviderError` says that it could not be done.
+        """
+        return ""
 
     def describe(self) -> str:
         """Say for people, in a few words, where it looks: ``http://169.254.169.254, IMDSv2``."""

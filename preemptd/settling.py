@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from preemptd.config import Settings
 from preemptd.model import Outcome
+from preemptd.notices import Meaning
 
 AFTER_REVOCATION = 60.0
 """Seconds for which a revoked notice still explains the end of a process that was told of it."""
@@ -21,7 +22,9 @@ class Ending:
     started: bool
     """False: it never ran, for a notice was pending, or somebody stopped us before."""
     told: bool
-    """It was told of a notice that is open, or was revoked a moment ago."""
+    """It was told of a notice that is open, or was revoked a moment ago; by us or by the platform's own signal."""
+    meaning: Meaning
+    """What the notice means; without one it counts for nothing."""
     done: bool
     """A process of it said preemptd.done()."""
     done_pids: frozenset[int]
@@ -34,6 +37,13 @@ class Ending:
     """Seconds; None: no notice is open."""
     spare: float | None
     """Seconds left to the deadline; None: no notice is open."""
+    agent_ended: bool = False
+    """We ended a W&B agent for the notice: whatever its training says of itself, the sweep is to go on."""
+
+    @property
+    def held_back(self) -> bool:
+        """It never ran, for it was to be preempted: its own time is still to come."""
+        return not self.started and self.since_notice is not None and self.meaning is Meaning.PREEMPTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,11 @@ class Settled:
     futile: int
     """Preempted attempts in a row without progress, this one included."""
 
+    @property
+    def stuck(self) -> bool:
+        """Coming back once more would save nothing either."""
+        return self.futile >= FUTILE_LIMIT
+
 
 def settle(ending: Ending, settings: Settings, progress: bool | None, futile: int) -> Settled:
     """Decide on our exit status.
@@ -57,13 +72,14 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         futile: preempted attempts without progress before this one.
     """
     outcome = ending.outcome
+    if ending.meaning is Meaning.SUPERSEDED:
+        return Settled(outcome.status, False, "this job runs elsewhere already", futile)
     if not ending.started:
-        return Settled(outcome.status, False, "never started", futile)
-    if not ending.told:
-        why = "ended by itself" if outcome.known else "its exit status is not known"
+        return _unstarted(ending, settings, futile)
+    if why := _own_end(ending, settings):
         return Settled(outcome.status, False, why, 0)
-    if ending.done or (outcome.status == 0 and outcome.known and settings.exit_zero == "done"):
-        return Settled(outcome.status, False, "told of a preemption, but done", 0)
+    if ending.meaning is Meaning.UNDECIDED:
+        return Settled(settings.preempted_exit_code, False, "told to end, and nobody could say why", futile)
     futile = futile + 1 if progress is False else 0
     if futile >= FUTILE_LIMIT:
         why = (
@@ -71,3 +87,23 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         )
         return Settled(outcome.status or UNDONE, True, why, futile)
     return Settled(settings.preempted_exit_code, True, f"preempted (its own status was {outcome.status})", futile)
+
+
+def _unstarted(ending: Ending, settings: Settings, futile: int) -> Settled:
+    """Decide for a command that was held back: the platform's own signal ended it, or somebody stopped us."""
+    if ending.told and ending.meaning is Meaning.PREEMPTED:
+        return Settled(settings.preempted_exit_code, True, "preempted before it was started", futile)
+    return Settled(ending.outcome.status, False, "never started", futile)
+
+
+def _own_end(ending: Ending, settings: Settings) -> str:
+    """Say why the command's own status is ours; empty: it was told of a notice, and that is how it ended."""
+    if ending.meaning is Meaning.STOPPED:
+        return "somebody has stopped this job"
+    if not ending.told:
+        return "ended by itself" if ending.outcome.known else "its exit status is not known"
+    if ending.agent_ended:
+        return ""
+    if ending.done or (ending.outcome.status == 0 and ending.outcome.known and settings.exit_zero == "done"):
+        return "told of a preemption, but done"
+    return ""

@@ -5,6 +5,7 @@ from signal import SIG_IGN, Signals, getsignal
 
 from preemptd.events import SignalArrived
 from preemptd.model import Outcome, ProcessId
+from preemptd.notices import Meaning, Notice
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child, Exited, Helpers, Stopped
 
@@ -33,6 +34,10 @@ class Supervision:
         self._say_started = started
         self.started = False
         self._interrupted = False
+        self._kept: set[Signals] = set()
+        """Signals that a provider has made a notice of, and that the command has not had."""
+        self.stopped = False
+        """Somebody wanted it to end: a stop signal came to us."""
         self.held = isinstance(target, Child)
         """The command is forked, and waits for `release`."""
 
@@ -60,9 +65,14 @@ class Supervision:
             self.held = False
             self._target.abandon()
 
+    def note(self, signum: Signals) -> None:
+        """Remember a stop that is not, or no more, to be passed on."""
+        self.stopped = self.stopped or signum in STOPS
+
     def signal(self, event: SignalArrived) -> Outcome | None:
         """Deal with an ordinary signal; the outcome, when it said that the command has ended."""
         target = self._target
+        self.note(event.signum)
         if event.signum is Signals.SIGCHLD:
             return self.children()
         if event.signum is Signals.SIGCONT:
@@ -76,6 +86,17 @@ class Supervision:
             self._interrupted = self._interrupted or event.signum is Signals.SIGINT
             target.forward(event.signum)
         return None
+
+    def keep(self, signum: Signals) -> None:
+        """Hold back a signal that was made a notice of."""
+        self._kept.add(signum)
+
+    def give(self, notice: Notice) -> None:
+        """Pass on what was held back, if *notice* says that it was but somebody's wish, and sent to us alone."""
+        if notice.meaning is Meaning.STOPPED:
+            for signum in self._kept - notice.already_sent:
+                self._target.forward(signum)
+            self._kept.clear()
 
     def _stop_held(self, signum: Signals) -> Outcome | None:
         if signum not in STOPS:

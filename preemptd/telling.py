@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from signal import Signals
-from threading import Thread
 
 from preemptd import procfs
 from preemptd.escalation import Escalation, Step
 from preemptd.events import LinkJoined, LinkLeft, LinkSaid
 from preemptd.insisting import Insisting
+from preemptd.marks import Marks
 from preemptd.model import Process, ProcessId
+from preemptd.notices import Meaning
 from preemptd.parts import Parts, Timers
 from preemptd.procfs import Sent
-from preemptd.subscribers import REJOINS_WITHIN, Subscribers, notice_message
-from preemptd.targets.reachability import in_short, warnings
+from preemptd.subscribers import REJOINS_WITHIN, Subscribers
+from preemptd.targets.agents import Agents
+from preemptd.targets.reachability import Seen, in_short, warn_in_thread
 from preemptd.targets.restarts import Restarts
 from preemptd.targets.roll import Roll
 from preemptd.targets.selection import LINK, Choice, Policy, Selection, select
@@ -45,16 +47,16 @@ class Telling:
         self._policy = Policy(parts.settings.signals, parts.settings.signal_target)
         self.roll = Roll()
         self.restarts = Restarts()
+        self.agents = Agents()
         self._insisting = Insisting(parts, timers, self.roll)
-        self._subscribers = Subscribers(parts.link)
+        self._subscribers = Subscribers(parts.link, parts.nodes, parts.settings, self.roll)
         self.processes: Sequence[Process] = ()
         self.selection = Selection((), ())
         self.escalation: Escalation | None = None
         self._spared: set[tuple[ProcessId, str]] = set()
         self._batch: _Batch | None = None
-        self._asked = 0
-        self._awaited: int | None = None
-        self._marked = False
+        self._marks = Marks(parts)
+        self._fenced = False
         self._passed_over: set[ProcessId] = set()  # shown under --dry-run, or another user's
 
     def begin(self, escalation: Escalation) -> None:
@@ -64,21 +66,22 @@ class Telling:
         self.restarts.clear()
         self._spared.clear()
         self._passed_over.clear()
-        self._marked = False
-        self._awaited = None
+        self._marks.clear()
         self._restore(escalation)
-        self._ask_for_marks()
+        self._marks.ask(escalation.meaning)
         self._timers.after(MARKING_BUDGET, self._marks_take_too_long)
         self.look()
-        self._inform_wrappers(escalation)
+        self._subscribers.inform_wrappers(escalation, self._timers.now())
 
     def update(self, escalation: Escalation) -> None:
-        """Take over a tighter deadline or another notice: those who were told over the link hear of it."""
-        self.escalation = escalation
+        """Take over a tighter deadline, a decision or another notice: those who were told over the link hear of it."""
+        before, self.escalation = self.escalation, escalation
+        if before is not None and before.meaning is not escalation.meaning:
+            self._marks.ask(escalation.meaning)
         self._restore(escalation)
         self._parts.ledger.write(self._parts.ledger.record.adding(escalation.event_ids, self.roll.tellings))
         self._subscribers.update(self.roll.ids, escalation, self._timers.now())
-        self._inform_wrappers(escalation)
+        self._subscribers.inform_wrappers(escalation, self._timers.now())
 
     def revoked(self, event_id: str) -> None:
         """Forget the event, so that it is news when it comes again."""
@@ -92,42 +95,47 @@ class Telling:
         self._parts.marker.rest()
         self._timers.cancel(self._marks_take_too_long)
 
+    def fence(self) -> None:
+        """Kill what runs here, now and at each look, without another word: the job runs elsewhere already."""
+        self._fenced = True
+        self.end()
+        self.look()
+
     def _restore(self, escalation: Escalation) -> None:
         """Put on the roll whom an earlier daemon told of one of these events."""
         for told in self._parts.ledger.record.told:
             if told.event_id in escalation.event_ids:
                 self.roll.tell(told.process, told.how, self._timers.now() + REJOINS_WITHIN)
 
-    def _inform_wrappers(self, escalation: Escalation) -> None:
-        self._subscribers.to_wrappers(notice_message(escalation.first, escalation, self._timers.now()))
-        if self.roll:
-            self._subscribers.to_wrappers({"type": "told", "count": len(self.roll)})
-
     # -- what comes in -------------------------------------------------------------------------------------------
 
     def look(self) -> None:
         """Ask for a snapshot; `scanned` gets it. While an escalation is open there is always a next one planned."""
         self._parts.scanner.ask()
-        if self.escalation is not None:
+        if self.escalation is not None or self._fenced:
             self._timers.after(self._pause(), self.look)
 
     def scanned(self, processes: Sequence[Process]) -> None:
         self.processes = processes
         self._parts.marker.look(processes)
+        self._parts.nodes.look(processes)
         unheard = self._unseen()
+        self._subscribers.share(unheard)
         linked = self._subscribers.pids(but_not=unheard)
         self.selection = select(processes, self._main_pid, self._policy, linked, self.roll.ids)
-        if self.escalation is None:
+        if self._fenced:
+            self._insisting.fence(self.selection)
+        if self.escalation is None or self._fenced:
             return
-        if self._awaited is None:
-            self._ask_for_marks()
-            self._awaited = self._asked
+        if not self._marks.awaited:
+            self._marks.ask_and_wait(self.escalation.meaning)
             self.warn()
         self._note_spared()
-        if stopped := self.restarts.stop(processes, bool(self.roll.alive(processes))):
-            self._parts.journal.write("escalated", step="launcher", ms=self.ms(), pids=[p.pid for p in stopped])
+        self._insisting.end_launchers(self.restarts, processes, self.escalation)
         choices = (*self.selection.told, *self._subscribers.elsewhere(processes))
         self._prepare(tuple(choice for choice in choices if self._is_new(choice, unheard)))
+        if self._batch is None:  # else after the telling
+            self._insisting.end_agents(self.agents, processes, self.escalation)
 
     def ended(self, process: ProcessId) -> None:
         """Hear that *process* has ended, and look whether others that were told are still there."""
@@ -135,8 +143,7 @@ class Telling:
         self.look()
 
     def marking_done(self, asked: int) -> None:
-        if asked == self._awaited:
-            self._marked = True
+        if self._marks.hear(asked):
             self._send_batch_if_ready()
 
     def ledger_written(self, number: int) -> None:
@@ -155,7 +162,9 @@ class Telling:
         return self.roll.unseen(self._timers.now(), min(2.0, 0.1 * self.escalation.total))
 
     def _is_new(self, choice: Choice, unheard: frozenset[ProcessId]) -> bool:
-        if self.escalation is None or choice.process.id in self._passed_over or choice.process.id in self.restarts:
+        if self.escalation is None or self.escalation.meaning is Meaning.STOPPED:
+            return False
+        if any(choice.process.id in known for known in (self._passed_over, self.restarts, self._parts.nodes.told)):
             return False
         if choice.how != LINK and Signals[f"SIG{choice.how}"] in self.escalation.already_sent:
             return False
@@ -174,7 +183,7 @@ class Telling:
         if self.escalation is not None:
             # Told by signal before it asked, or by an earlier daemon that heard its "seen": clients know events by id.
             self._subscribers.update(self.roll.ids & {event.process}, self.escalation, self._timers.now())
-            self._inform_wrappers(self.escalation)
+            self._subscribers.inform_wrappers(self.escalation, self._timers.now())
             self.look()
 
     def left(self, event: LinkLeft) -> None:
@@ -183,6 +192,8 @@ class Telling:
     def heard(self, event: LinkSaid) -> None:
         """Note an acknowledgement; one that nobody asked for (a periodic checkpoint) is only written down."""
         self.roll.heard(event.process, event.verb)
+        if event.verb == "done" and self.escalation is not None and self.roll.finished:  # the others' runs are, too
+            self._subscribers.update(self.roll.ids, self.escalation, self._timers.now())
         self._parts.journal.write(
             event.verb,
             pid=event.process.pid,
@@ -193,15 +204,11 @@ class Telling:
 
     # -- marking and telling -------------------------------------------------------------------------------------
 
-    def _ask_for_marks(self) -> None:
-        self._asked += 1
-        self._parts.marker.mark(self._asked)
-
     def _marks_take_too_long(self) -> None:
         """Tell all the same: by the snapshot from before the notice if not even a fresh one has come."""
-        if self._awaited is None:
+        if not self._marks.awaited:
             self._prepare(tuple(choice for choice in self.selection.told if self._is_new(choice, frozenset())))
-        self._marked = True
+        self._marks.done = True
         self._send_batch()
 
     def _prepare(self, choices: tuple[Choice, ...]) -> None:
@@ -213,23 +220,22 @@ class Telling:
             told = ((choice.process.id, choice.how) for choice in choices)
             number = self._parts.ledger.write(self._parts.ledger.record.adding(self.escalation.event_ids, told))
         self._batch = _Batch(choices, number)
-        if self._marked:  # a later telling: who listens only now may have begun its run only now
-            self._marked = False
-            self._ask_for_marks()
-            self._awaited = self._asked
+        if self._marks.done:  # a later telling: who listens only now may have begun its run only now
+            self._marks.ask_and_wait(self.escalation.meaning)
             self._timers.after(MARKING_BUDGET, self._marks_take_too_long)
 
     def _send_batch_if_ready(self) -> None:
-        if self._batch is not None and self._marked and self._batch.record == 0:
+        if self._batch is not None and self._marks.done and self._batch.record == 0:
             self._send_batch()
 
     def _send_batch(self) -> None:
         batch, self._batch = self._batch, None
-        if batch is None or self.escalation is None:
+        if batch is None or self.escalation is None or self.escalation.meaning is Meaning.STOPPED:
             return
         for choice in batch.choices:
             self._tell(choice, self.escalation)
-        self._inform_wrappers(self.escalation)
+        self._subscribers.inform_wrappers(self.escalation, self._timers.now())
+        self._insisting.end_agents(self.agents, self.processes, self.escalation)
 
     def _tell(self, choice: Choice, escalation: Escalation) -> None:
         process, how, now = choice.process, choice.how, self._timers.now()
@@ -264,7 +270,7 @@ class Telling:
     @property
     def about_to_tell(self) -> bool:
         """A notice is open, and the first look at who is there, or the marks, are still to come."""
-        return self.escalation is not None and (not self._marked or self._batch is not None)
+        return self.escalation is not None and (not self._marks.done or self._batch is not None)
 
     def ms(self) -> float | None:
         """Compute the milliseconds since the escalation began; None: none is open."""
@@ -274,24 +280,19 @@ class Telling:
         if step is Step.TERM and self.escalation is not None:
             self._insisting.term(self.processes, self.escalation, self._policy)
         elif step is Step.EXIT and not self._parts.settings.dry_run:
-            self._asked += 1
-            self._parts.marker.finish(self._asked, self._parts.settings.code_for_wandb, self.roll.answered)
+            self._marks.finish(self._parts.settings.code_for_wandb, self.roll.answered)
         elif step is Step.KILL and self.escalation is not None and not self._parts.settings.dry_run:
             self._insisting.kill(self.selection, self.escalation)
 
     @property
     def reached(self) -> bool:
         """Somebody was told, or killed for the notice."""
-        return len(self.roll) > 0 or self._insisting.killed
+        return len(self.roll) > 0 or self._insisting.killed or bool(self.agents.ended) or self._parts.nodes.reached
 
     def warn(self) -> None:
         """Say, while there is time to mend it, what a notice would find."""
-        # In a thread: /proc/PID/environ waits for the lock of the process's memory, which a fork may hold for seconds.
-        Thread(target=self._warn, args=(self.selection, len(self._subscribers) > 0), daemon=True).start()
-
-    def _warn(self, selection: Selection, anybody_listens: bool) -> None:
-        for text in warnings(selection, self._policy.signals, anybody_listens=anybody_listens):
-            self._parts.journal.warn(text)
+        seen = Seen(len(self._subscribers) > 0, self._parts.nodes.covers)
+        warn_in_thread(self.selection, self._policy.signals, seen, self._parts.journal.warn)
 
     def status(self) -> dict[str, object]:
         tell = [{"pid": choice.process.pid, "how": choice.how} for choice in self.selection.told[:50]]

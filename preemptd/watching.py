@@ -6,13 +6,12 @@ from functools import partial
 from signal import Signals
 from typing import TypeVar
 
-from preemptd.errors import place_of
+from preemptd.errors import ProviderError, place_of
 from preemptd.events import ProvidersProbed, WatchChanged
-from preemptd.model import Outcome
 from preemptd.notices import Notice
 from preemptd.parts import Parts
 from preemptd.poller import Poller, stop_all
-from preemptd.provider import Observation, Provider, Watch
+from preemptd.provider import Conclusion, Observation, Provider, Watch
 from preemptd.registry import probe_all
 
 T = TypeVar("T")
@@ -30,6 +29,8 @@ class Watching:
         self._pollers: dict[str, Poller] = {}
         self._provider_of: dict[str, str] = {}
         self._unanswered: set[str] = set()
+        self._out: set[str] = set()
+        """Watches of which an outage was written down, and not its end."""
         self._silent: dict[str, str] = {}
         """Why a provider is used, until its first good answer is written down."""
 
@@ -85,9 +86,9 @@ class Watching:
 
     def changed(self, event: WatchChanged) -> None:
         """Write down the begin and the end of an outage; the first good answer of a provider says what it watches."""
-        first = event.watch in self._unanswered
         self.answered(event.watch)
         if event.why is not None:
+            self._out.add(event.watch)
             self._parts.journal.write("provider", provider=event.watch, state="outage", why=event.why)
             return
         name = self._provider_of[event.watch]
@@ -95,8 +96,9 @@ class Watching:
             where = self._guarded(name, self.providers[name].describe, "")
             why = "; ".join(text for text in (self._silent.pop(name), where) if text)
             self._parts.journal.write("provider", provider=name, state="watching", why=why)
-        elif not first:
+        elif event.watch in self._out:
             self._parts.journal.write("provider", provider=event.watch, state="recovered", why=None)
+        self._out.discard(event.watch)
 
     def answered(self, watch: str) -> None:
         self._unanswered.discard(watch)
@@ -126,12 +128,33 @@ class Watching:
             for name, poller in self._pollers.items()
         ]
 
-    def settle(self, outcome: Outcome, budget: float) -> None:
-        """Let each provider do its last duty, within *budget* seconds."""
-        for name, provider in self.providers.items():
-            self._guarded(name, partial(provider.settle, outcome, budget), None)
+    def conclude(self, budget: float) -> Sequence[Notice]:
+        """Ask each provider, within *budget* seconds, what it was that ended the command."""
+        none: Notice | None = None
+        words = [self._guarded(name, partial(p.conclude, budget), none) for name, p in self.providers.items()]
+        return [notice for notice in words if notice is not None]
+
+    def settle(self, conclusion: Conclusion, budget: float) -> Sequence[str]:
+        """Let each provider do its last duty, within *budget* seconds; return what was done."""
+        names = self.providers.items()
+        done = [
+            self._guarded(name, partial(self._settle, provider, conclusion, budget), "") for name, provider in names
+        ]
+        return [text for text in done if text]
+
+    def _settle(self, provider: Provider, conclusion: Conclusion, budget: float) -> str:
+        try:
+            return provider.settle(conclusion, budget)
+        except ProviderError as error:
+            self._parts.journal.warn(str(error))
+            return ""
 
     def stop(self) -> None:
+        """End the watches; the providers live until `close`."""
         stop_all(list(self._pollers.values()), STOP_WITHIN)
+
+    def close(self) -> None:
+        """End what is left of the watches, and the providers."""
+        self.stop()
         for name, provider in self.providers.items():
             self._guarded(name, provider.close, None)

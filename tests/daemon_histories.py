@@ -15,7 +15,7 @@ from preemptd.journal import Journal, Lines
 from preemptd.ledger import Ledger, NoLedger
 from preemptd.model import Outcome, Process, ProcessId
 from preemptd.notices import Kind, Level, Notice
-from preemptd.parts import Marking, Message, NoLink, NoMarker, NoOuter, Parts
+from preemptd.parts import Marking, Message, NoLink, NoMarker, NoNodes, NoOuter, Parts
 from preemptd.provider import Provider
 from preemptd.settling import Ending
 from preemptd.supervision import Supervision
@@ -129,6 +129,7 @@ class World:
             marker=(marker or (lambda inbox: NoMarker(inbox.put)))(self.inbox),
             link=self.link,
             outer=NoOuter(),
+            nodes=NoNodes(),
             providers=providers or {},
             reasons={},
             candidates=(),
@@ -157,7 +158,9 @@ class World:
         self.inbox.close()
 
     def _run(self) -> None:
-        self._ending = self._daemon.run()
+        ending = self._daemon.run()
+        self._daemon.close()
+        self._ending = ending
 
     def _snapshot(self) -> Sequence[Process]:
         self.scanning.wait()

@@ -31,6 +31,11 @@ VALUES: dict[str, tuple[str, object]] = {
     "dry_run": ("yes", True),
     "die_with_parent": ("on", True),
     "sweep": ("1", True),
+    "loop": ("1", True),
+    "requeue_on": ("preempt,request", ["preempt", "request"]),
+    "max_requeues": ("3", 3),
+    "requeue_delay": ("12.5", 12.5),
+    "shield_term": ("1", True),
 }
 FLAGS = sorted(Settings.model_fields.keys() - {"providers"})
 SHOW = "import os; print(*sorted(n for n in os.environ if n.startswith('PREEMPTD_')))"
@@ -116,12 +121,20 @@ def test_no_setting_of_ours_is_passed_on_to_the_command(tmp_path: Path) -> None:
     assert variables() >= ours.keys() | {"PREEMPTD_CONFIG", "PREEMPTD_LINK"}
 
 
+def test_the_wandb_core_of_a_program_above_us_is_none_of_the_commands() -> None:
+    env = environment({"WANDB_SERVICE": "3-1-unix-/nowhere"})
+    command = [*PREEMPTD, "watch", "--", sys.executable, "-c", "import os; print(os.environ.get('WANDB_SERVICE'))"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60)
+
+    assert run.stdout == "None\n"
+
+
 def test_the_command_line_takes_every_setting_at_once(tmp_path: Path) -> None:
     too_long = "l" * 200
     options = ["--link", too_long]
     for name in set(FLAGS) - {"link"}:
         text, value = VALUES[name]
-        words = value if isinstance(value, list) else [text]
+        words = value if name == "provider" and isinstance(value, list) else [text]
         for word in words:
             options += [f"--{name.replace('_', '-')}"] + ([] if value is True else [word])
     command = [*PREEMPTD, "watch", *options, "--", "true"]

@@ -216,6 +216,22 @@ def test_progress_stands_on_the_last_line_of_a_terminal_and_is_wiped_for_the_nex
     )
 
 
+def test_a_notice_that_comes_again_is_said_again_to_people_if_its_kind_or_its_end_is_another(
+    pipe: tuple[int, int],
+) -> None:
+    log = Log(pipe[1], "text")
+    for change in ({}, {"kind": "stop"}, {"kind": "stop", "grace": 60.0}, {"event_id": "another", "kind": "stop"}):
+        for repeated in (change, change, {**change, "acted": False, "why": "the command has ended"}):
+            log.write({**NOTICE, **repeated})
+
+    assert [line.split()[4:7] for line in read_all(pipe[0]).splitlines()] == [
+        ["terminate", "in", "118"],
+        ["stop", "in", "118"],
+        ["stop", "in", "60"],
+        ["stop", "in", "118"],
+    ]
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_progress_goes_to_no_pipe(pipe: tuple[int, int], form: str) -> None:
     log = Log(pipe[1], form)

@@ -13,7 +13,18 @@ from contextlib import ExitStack
 import pytest
 
 from preemptd.errors import ConfigError
-from preemptd.provider import Detection, Machine, Observation, Options, Outcome, Provider, State, Surroundings, Watch
+from preemptd.provider import (
+    Conclusion,
+    Detection,
+    Machine,
+    Observation,
+    Options,
+    Outcome,
+    Provider,
+    State,
+    Surroundings,
+    Watch,
+)
 from preemptd.registry import installed, load
 from tests.waiting import wait_until
 
@@ -189,7 +200,9 @@ def test_it_takes_the_start_and_the_end_of_the_command(kind: type[Provider], clo
     provider = provider_in(kind, Surroundings(endpoints(closed_port)))
     began = time.monotonic()
     provider.child_started(os.getpid())
-    provider.settle(Outcome(0), 1.0)
+    word = provider.conclude(1.0)
+    assert word is None or word.provider == kind.name
+    assert provider.settle(Conclusion(Outcome(0), preempted=False), 1.0) == ""
     provider.close()
 
     assert time.monotonic() - began < 5

@@ -109,6 +109,12 @@ def test_a_linked_process_answers_for_the_catchers_below_it() -> None:
     assert told(select(processes, 1, AUTO, {1})) == {1: "link"}
 
 
+def test_who_subscribed_itself_below_one_that_did_is_told_itself() -> None:
+    processes = [process(1, 0, "python train.py"), process(2, 1, "python train.py"), process(3, 1, "python train.py")]
+
+    assert told(select(processes, 1, AUTO, {1, 2})) == {1: "link", 2: "link"}
+
+
 def test_a_linked_fork_is_a_rank_but_a_linked_launcher_or_worker_is_not() -> None:
     processes = [
         process(1, 0, "python -m torch.distributed.run"),
@@ -285,7 +291,7 @@ def snapshots(draw: st.DrawFn) -> list[Process]:
 
 @settings(deadline=None)
 @given(snapshots(), st.sets(st.integers(1, 12)), st.sampled_from(["auto", "tree"]), st.sets(st.integers(1, 12)))
-def test_whatever_the_tree_the_told_ones_work_and_listen_and_are_not_below_each_other(
+def test_whatever_the_tree_the_told_ones_work_and_listen_and_no_signal_goes_below_them(
     processes: list[Process], linked: set[int], reach: Reach, before: set[int]
 ) -> None:
     policy = Policy(reach=reach)
@@ -305,7 +311,8 @@ def test_whatever_the_tree_the_told_ones_work_and_listen_and_are_not_below_each_
         assert choice.how == ""
         assert choice.why
     if reach == "auto":
-        assert not any(ancestors(pid, living) & set(told(selection)) for pid in told(selection))
+        by_signal = [pid for pid, how in told(selection).items() if how != "link"]
+        assert not any(ancestors(pid, living) & set(told(selection)) for pid in by_signal)
 
 
 def ancestors(pid: int, living: dict[int, Process]) -> set[int]:

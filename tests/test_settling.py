@@ -1,14 +1,23 @@
+from dataclasses import replace
+
 import pytest
 
 from preemptd.config import Settings
 from preemptd.model import Outcome
+from preemptd.notices import Meaning
 from preemptd.settling import FUTILE_LIMIT, Ending, settle
 
 
 def ending(
-    status: int = 0, *, told: bool = True, done: bool = False, saved: bool = False, known: bool = True
+    status: int = 0,
+    *,
+    told: bool = True,
+    done: bool = False,
+    saved: bool = False,
+    known: bool = True,
+    meaning: Meaning = Meaning.PREEMPTED,
 ) -> Ending:
-    return Ending(Outcome(status, known), True, told, done, frozenset(), 1.0, saved, 3.0, 20.0)
+    return Ending(Outcome(status, known), True, told, meaning, done, frozenset(), 1.0, saved, 3.0, 20.0)
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 75, 137, 143])
@@ -24,6 +33,24 @@ def test_a_command_that_was_told_is_preempted_whatever_its_own_status(status: in
 
     assert (settled.status, settled.preempted) == (75, True)
     assert str(status) in settled.why
+
+
+@pytest.mark.parametrize(
+    ("told", "meaning", "status", "preempted"),
+    [
+        (True, Meaning.PREEMPTED, 75, True),  # the platform has sent a signal itself
+        (False, Meaning.PREEMPTED, 143, False),  # a notice is pending, and somebody has stopped us
+        (True, Meaning.STOPPED, 143, False),
+        (True, Meaning.UNDECIDED, 143, False),
+        (True, Meaning.SUPERSEDED, 143, False),
+    ],
+)
+def test_a_command_that_was_held_back_is_preempted_if_the_platform_has_ended_it(
+    told: bool, meaning: Meaning, status: int, preempted: bool
+) -> None:
+    settled = settle(replace(ending(143, told=told, meaning=meaning), started=False), Settings(), None, 2)
+
+    assert (settled.status, settled.preempted, settled.futile) == (status, preempted, 2)
 
 
 @pytest.mark.parametrize("code", [0, 1, 143, 255])
@@ -72,3 +99,26 @@ def test_an_end_that_nobody_saw_is_named() -> None:
     settled = settle(ending(1, told=False, known=False), Settings(), None, 0)
 
     assert settled.why == "its exit status is not known"
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("meaning", "status", "futile"),
+    [(Meaning.STOPPED, 3, 0), (Meaning.SUPERSEDED, 3, 2)],
+)
+def test_what_somebody_stopped_or_what_runs_elsewhere_is_no_preemption(
+    meaning: Meaning, status: int, futile: int, *, told: bool
+) -> None:
+    settled = settle(ending(3, told=told, meaning=meaning), Settings(), False, 2)
+
+    assert (settled.status, settled.preempted, settled.futile) == (status, False, futile)
+
+
+def test_who_was_told_and_never_heard_why_exits_as_preempted_and_nothing_else_is_made_of_it() -> None:
+    settled = settle(ending(0, meaning=Meaning.UNDECIDED), Settings(), False, 2)
+
+    assert (settled.status, settled.preempted, settled.futile, settled.stuck) == (75, False, 2, False)
+
+
+def test_a_job_is_stuck_after_three_preempted_attempts_without_progress() -> None:
+    assert [settle(ending(0), Settings(), False, before).stuck for before in range(4)] == [False, False, True, True]

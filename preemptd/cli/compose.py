@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,19 @@ from preemptd.cli.resuming import look, resumption_of
 from preemptd.cli.saying import command_of, write_start
 from preemptd.config import PREFIX
 from preemptd.errors import CommandError, ConfigError
-from preemptd.events import Inbox
+from preemptd.events import Inbox, SignalArrived
 from preemptd.journal import Journal, JournalFile, Log
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
 from preemptd.procfs import Tree, machine_life
-from preemptd.provider import Surroundings
+from preemptd.provider import Requeue, Surroundings
 from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
 from preemptd.resumption.keeper import NoResumption, Resumption
-from preemptd.supervision import Supervision, signals_to_catch
+from preemptd.resumption.record import job_name
+from preemptd.supervision import STOPS, Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
+from preemptd.targets.reaping import Shielded
 
 if TYPE_CHECKING:
     from preemptd.parts import Outer
@@ -45,9 +48,10 @@ def run(job: Job) -> Ended:
     try:
         ledger = _ledger(job, inbox, journal)
         try:
-            return _watch_over(job, journal, inbox, ledger)
+            ended = _watch_over(job, journal, inbox, ledger)
         finally:
             ledger.close()
+        return replace(ended, by_itself=ended.by_itself and not _stop_came(inbox))
     finally:
         journal.close()
         inbox.close()
@@ -56,8 +60,8 @@ def run(job: Job) -> Ended:
 def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> Ended:
     settings, record = job.settings, ledger.record
     outer = _outer(job.environ)
-    adopted = _adopted(record, inbox)
-    attempt = record.attempt if adopted else attempt_of(job.environ, record.attempt + (record.began > 0))
+    adopted = _adopted(job, record, inbox)
+    attempt = record.attempt if adopted else _attempt(job, record)
     began = record.began if adopted else time.time()
     providers = Providers({}, {}, ()) if outer else _providers(job, attempt, began, journal)
     link = None if outer else _link(job, inbox, journal, attempt)
@@ -67,7 +71,7 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
         path = link.path if link else job.environ.get(f"{PREFIX}LINK") if outer else None
         resumed = look(resumption, journal, adopted=adopted is not None)
         env = for_command(job.environ, path, attempt, settings.grace, resumed)
-        target: Child | Attached = adopted or Child.prepare(job.argv, env)
+        target: Child | Attached = adopted or Child.prepare(job.argv, env, shielded=settings.shield_term)
         if adopted is None:
             ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, record.futile, began))
         tree = _tree(target, record.group)
@@ -78,10 +82,9 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
             supervision.release()  # before the rest of us is imported: no notice could hold it back
         from preemptd.cli.running import supervise
 
-        settled = supervise(
+        return supervise(
             Made(job, inbox, journal, ledger, record, providers, link, outer, resumption, target, tree, supervision)
         )
-        return Ended(settled.status, isinstance(target, Child) and target.interrupted and not settled.preempted)
     except CommandError:
         ledger.write(record)  # that was no attempt
         raise
@@ -91,11 +94,30 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
                 part.close()
 
 
+def _stop_came(inbox: Inbox) -> bool:
+    """Look for a stop signal that came when the loop had ended."""
+    return any(
+        isinstance(event, SignalArrived) and event.signum in STOPS for event in iter(partial(inbox.get, 0.0), None)
+    )
+
+
+def _attempt(job: Job, record: Record) -> int:
+    if job.attempt is not None:
+        return job.attempt
+    return attempt_of(job.environ, record.attempt + (record.began > 0))
+
+
 def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
-    if job.settings.job_id is None:
-        return NoLedger(inbox.put)
     directory = state_directory(job.environ, job.settings.state_dir)
-    return JobLedger(directory, job.settings.job_id, inbox.put, journal.warn)
+    if job.settings.job_id is not None:
+        return JobLedger(directory, job.settings.job_id, inbox.put, journal.warn)
+    name = job_name(job.environ, None, job.argv, os.getcwd())
+    if name is None:
+        return NoLedger(inbox.put)
+    try:  # a SLURM job is itself from one start to the next; nobody asked for this, so nobody hears what it lacks
+        return JobLedger(directory, name.name, inbox.put, lambda _: None)
+    except ConfigError:
+        return NoLedger(inbox.put)
 
 
 def _outer(environ: Mapping[str, str]) -> "Outer | None":
@@ -116,7 +138,17 @@ def _providers(job: Job, attempt: int, began: float, journal: Journal) -> Provid
     loaded = load(entries, settings.provider)
     environ = job.environ if job.platform_environ is None else job.platform_environ
     choice = choose(loaded, settings.provider, read_machine(environ))
-    surroundings = Surroundings(environ, settings.job_id, attempt, began, settings.grace, settings.lead)
+    surroundings = Surroundings(
+        environ,
+        settings.job_id,
+        attempt,
+        began,
+        settings.grace,
+        settings.lead,
+        Requeue(frozenset(settings.requeue_on), settings.max_requeues, settings.requeue_delay),
+        Shielded(job.helpers),
+        journal.warn,
+    )
     built = build(choice.chosen, settings.providers, surroundings)
     candidates = build(choice.to_probe, settings.providers, surroundings)
     left_out = {**entries.left_out, **choice.left_out, **loaded.left_out, **built.left_out, **candidates.left_out}
@@ -161,10 +193,12 @@ def _resumption(job: Job, journal: Journal, *, nested: bool) -> Resumption:
     return resumption_of(job.environ, job.settings, job.argv, journal.warn)
 
 
-def _adopted(record: Record, inbox: Inbox) -> Attached | None:
+def _adopted(job: Job, record: Record, inbox: Inbox) -> Attached | None:
     """Take over the training that an earlier preemptd of this job started, if it or a member of its group lives."""
     if record.training is None or record.life != machine_life():
         return None
+    if job.settings.job_id is None and record.attempt != attempt_of(job.environ, 0):
+        return None  # SLURM has started the job anew: what is left of the last time is about to be killed
     members = Tree(record.training.pid, include_root=True, group=record.group).snapshot()
     if any(process.pid == record.training.pid and process.start != record.training.start for process in members):
         return None  # a pid is not used again while its group has members: all of this is somebody else's

@@ -5,8 +5,6 @@ import stat
 import tempfile
 from collections.abc import Mapping
 
-from preemptd.config import PREFIX, variables
-
 SHUTDOWN_TIMEOUT = 120
 """Seconds that torchrun gives its ranks at the least before it kills them; its own default is 30 for all together."""
 
@@ -27,8 +25,12 @@ def for_command(
         grace: ``--grace`` in seconds.
         resumed: what makes it go on with its W&B run.
     """
+    from preemptd.config import PREFIX, variables
+
     ours = variables()
     env = {name: value for name, value in environ.items() if name not in ours}
+    # That of a program above us (a notebook) which uses wandb: its wandb-core ends with it, and is no part of this job.
+    env.pop("WANDB_SERVICE", None)
     if link:
         env[f"{PREFIX}LINK"] = link
     env[f"{PREFIX}ATTEMPT"] = str(attempt)

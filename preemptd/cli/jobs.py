@@ -36,6 +36,8 @@ class Job:
     killing: Killing = Killing.NEVER
     sinks: Sequence[Sink] = ()
     """Who reads the journal besides the log and ``--journal``."""
+    attempt: int | None = None
+    """How often the job was started before, for the later rounds of ``--loop``; None: that is to be found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class Providers:
     candidates: Sequence[Provider]
     """Those that ask the network, after the start, whether they are."""
 
+    @property
+    def need_at_the_end(self) -> float:
+        """Seconds before the deadline that belong to their last act."""
+        return max((provider.settles_within for provider in self.certain.values()), default=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Ended:
@@ -58,6 +65,10 @@ class Ended:
     """Our exit status."""
     interrupted: bool
     """Ctrl-C has ended the command, and nothing else is to be said: a loop around us is to end as well."""
+    by_itself: bool
+    """The command ran and ended, with no notice and no stop signal behind it."""
+    attempt: int
+    """How often the job was started before."""
 
 
 @dataclass(frozen=True, slots=True)

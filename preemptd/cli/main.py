@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import typer
 
-from preemptd.cli import doctor, providers, rehearse, status, watch
+from preemptd.cli import doctor, notify, providers, rehearse, slurm_node, status, watch
 from preemptd.errors import CommandError, PreemptdError, place_of
 from preemptd.journal import printable
 
@@ -49,6 +49,8 @@ app.command("rehearse", context_settings=_WRAPS)(rehearse.rehearse)
 app.command("doctor")(doctor.doctor)
 app.command("providers")(providers.providers)
 app.command("status")(status.status)
+app.command("notify")(notify.notify)
+app.command("slurm-node", hidden=True)(slurm_node.slurm_node)
 
 
 def main() -> None:

@@ -13,10 +13,15 @@ SHARE = 0.8
 """Part of the time left: the rest is for our own exit, and what waits for it."""
 
 
-def mend_runs(roster: Roster, journal: Journal, ending: Ending, code: int) -> None:
-    """Mend what the training left: no exit record, or one with 0. Touches nothing that ended without a notice."""
+def policy_of(ending: Ending, code: int) -> Policy | None:
+    """Say what is to be mended; None: nothing, for a training that was not told, or is done, tells the truth."""
     if ending.done or ending.told_at is None:
-        return
+        return None
+    return Policy(code, ending.told_at, ending.done_pids)
+
+
+def mend_runs(roster: Roster, journal: Journal, policy: Policy, budget: float) -> None:
+    """Mend, within *budget* seconds, what the training left: no exit record, or one with 0."""
 
     def report(repair: Repair) -> None:
         journal.write(
@@ -30,7 +35,17 @@ def mend_runs(roster: Roster, journal: Journal, ending: Ending, code: int) -> No
         )
 
     mender = Mender(roster, report)
-    left = LONGEST if ending.spare is None else ending.spare * SHARE
-    mender.start(Policy(code, ending.told_at, ending.done_pids), max(SHORTEST, min(LONGEST, left)))
+    mender.start(policy, budget)
     mender.wait()
     mender.stop()
+
+
+def budget_of(spare: float | None, needed: float) -> float:
+    """Compute the seconds for it.
+
+    Args:
+        spare: seconds to the deadline; None: no notice is open.
+        needed: those that must be left after it, for a requeue, which comes last and is worth more.
+    """
+    left = LONGEST if spare is None else min(spare * SHARE, spare - needed)
+    return max(SHORTEST, min(LONGEST, left))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from preemptd.cli.options import given
-from preemptd.config import PREFIX
 from preemptd.errors import ConfigError, PreemptdError
 
 if TYPE_CHECKING:
@@ -93,6 +92,8 @@ def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapp
 
 def _rehearsed(environ: Mapping[str, str]) -> dict[str, str]:
     """Leave out what is about the real job: its ledger, and the preemptd around us, which hears other notices."""
+    from preemptd.config import PREFIX
+
     return {name: value for name, value in environ.items() if name not in {f"{PREFIX}JOB_ID", f"{PREFIX}LINK"}}
 
 

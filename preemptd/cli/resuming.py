@@ -18,11 +18,21 @@ def resumption_of(
     """Choose: nothing is kept where nothing would prove that a later start continues this one."""
     if settings.no_wandb or settings.dry_run:
         return NoResumption()
+    if _starts_agent(argv):
+        environ = {"WANDB_SWEEP_ID": "", **environ}  # which the agent sets for its runs
     name = job_name(environ, settings.job_id, argv, os.getcwd())
     if name is None:
         return NoResumption(variables(environ, Record()))
     place = Place.of(settings.checkpoint_dir, state_directory(environ, settings.state_dir))
     return JobResumption(place, name, environ, complain)
+
+
+def _starts_agent(argv: Sequence[str]) -> bool:
+    if "agent" not in argv:
+        return False
+    from preemptd.targets.roles import is_agent
+
+    return is_agent(argv)
 
 
 def look(resumption: Resumption, journal: Journal, *, adopted: bool) -> Mapping[str, str]:

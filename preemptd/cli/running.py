@@ -5,54 +5,100 @@ Imported when the command has been started, where nothing could hold it back: a 
 
 import gc
 import os
+import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 
-from preemptd.cli.jobs import Made
+from preemptd.cli.job_nodes import nodes_of
+from preemptd.cli.jobs import Ended, Made
 from preemptd.cli.resuming import overheard
 from preemptd.cli.saying import warn_of_leftovers, write_end
 from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Killing, Timing
 from preemptd.ledger import Ledger, Record
-from preemptd.parts import Marking, NoLink, NoMarker, NoOuter, Parts
+from preemptd.notices import Meaning
+from preemptd.parts import Marking, Nodes, NoLink, NoMarker, NoOuter, Parts
+from preemptd.provider import Conclusion
 from preemptd.runs.marker import Marker
 from preemptd.runs.roster import Roster
 from preemptd.settling import Ending, Settled, settle
+from preemptd.targets.agents import agent_above
 from preemptd.targets.child import Child
 from preemptd.targets.scanner import Scanner
 from preemptd.targets.selection import without
 from preemptd.written import written_since
 
+LAST_WORD_WITHIN = 0.5
+"""Seconds for what our agents on other nodes say last."""
+SETTLE_BUDGET = 20.0
+"""Seconds at the most for what only a provider can do at the end: a requeue, tried three times."""
 
-def supervise(made: Made) -> Settled:
+
+def supervise(made: Made) -> Ended:
     """Watch over the job to its end, and settle.
 
     Raises:
         CommandError: the command cannot be executed.
     """
-    job, settings = made.job, made.job.settings
+    job, settings, attempt = made.job, made.job.settings, made.ledger.record.attempt
     gc.freeze()
     gc.enable()
-    with closing(Roster()) as roster:
-        timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
+    agent = _agent_above(made)
+    timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
+    with (
+        closing(Roster()) as roster,
+        closing(nodes_of(made)) as nodes,
+        closing(Daemon(_parts(made, roster, nodes), timing, made.supervision)) as daemon,
+    ):
         with _guardian(made):
-            ending = Daemon(_parts(made, roster), timing, made.supervision).run()
+            ending = daemon.run(stays=agent is not None)
             made.supervision.finish()
         settled = _settle(ending, settings, made.ledger, made.before)
-        if settled.preempted:
-            from preemptd.cli.mending import mend_runs
+        _see_to_runs(made, roster, nodes, ending, settled)
+        _settle_parts(made, ending, settled)
+        conclusion = Conclusion(ending.outcome, settled.preempted or ending.held_back, ending.saved, settled.stuck)
+        write_end(made.journal, made.target.id, ending, settled, daemon.settle(conclusion, SETTLE_BUDGET))
+        if agent is not None and ending.started and not made.supervision.stopped:
+            made.resumption.close()
+            daemon.hold(f"not ending yet: agent {agent} would take the sweep's next run, on this machine")
+    interrupted = isinstance(made.target, Child) and made.target.interrupted and not settled.preempted
+    untold = ending.started and not ending.told and ending.meaning is Meaning.PREEMPTED
+    return Ended(settled.status, interrupted, untold and not made.supervision.stopped, attempt)
 
-            mend_runs(roster, made.journal, ending, settings.code_for_wandb)
+
+def _see_to_runs(made: Made, roster: Roster, nodes: Nodes, ending: Ending, settled: Settled) -> None:
+    """Mend what was preempted, on all nodes at the same time, and end what we have there: a requeue comes after it."""
+    code = made.job.settings.code_for_wandb
+    if not settled.preempted:
+        nodes.end(preempted=False, code=code, budget=0.0)
+        nodes.close(LAST_WORD_WITHIN)
+        return
+    from preemptd.cli.mending import budget_of, mend_runs, policy_of
+
+    budget = budget_of(ending.spare, made.providers.need_at_the_end)
+    nodes.end(preempted=True, code=code, budget=budget)
+    until = time.monotonic() + budget + LAST_WORD_WITHIN
+    if (policy := policy_of(ending, code)) is not None:
+        mend_runs(roster, made.journal, policy, budget)
+    nodes.close(max(0.0, until - time.monotonic()))
+
+
+def _agent_above(made: Made) -> int | None:
+    """Find the W&B agent that has started us for one run of its sweep; an outer preemptd would see to it itself."""
+    if made.outer is not None or not {"WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH"} <= made.job.environ.keys():
+        return None
+    return agent_above(os.getpid())
+
+
+def _settle_parts(made: Made, ending: Ending, settled: Settled) -> None:
     done = settled.status == 0 or ending.done
     failed = ending.started and not done and not ending.told
     made.resumption.settle(done=done and not settled.preempted, failed=failed)
-    write_end(made.journal, made.target.id, ending, settled)
     _leave(made, settled)
-    return settled
 
 
-def _parts(made: Made, roster: Roster) -> Parts:
+def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
     return Parts(
         settings=made.job.settings,
         inbox=made.inbox,
@@ -62,6 +108,7 @@ def _parts(made: Made, roster: Roster) -> Parts:
         marker=_marker(made, roster),
         link=made.link or NoLink(),
         outer=made.outer or NoOuter(),
+        nodes=nodes,
         providers=made.providers.certain,
         reasons=made.providers.reasons,
         candidates=made.providers.candidates,

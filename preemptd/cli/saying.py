@@ -44,7 +44,7 @@ def command_of(process: ProcessId, snapshot: Sequence[Process], otherwise: Seque
     return found or otherwise
 
 
-def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "Settled") -> None:
+def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "Settled", done: Sequence[str]) -> None:
     journal.write(
         "exited",
         pid=process.pid,
@@ -54,7 +54,8 @@ def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "
         ms=None if ending.since_notice is None else round(ending.since_notice * 1000, 1),
         spare=None if ending.spare is None else round(ending.spare, 2),
     )
-    journal.write("settled", status=settled.status, preempted=settled.preempted, why=settled.why)
+    why = "; ".join((settled.why, *done))
+    journal.write("settled", status=settled.status, preempted=settled.preempted, why=why)
 
 
 def warn_of_leftovers(journal: Journal, snapshot: Sequence[Process], signals: Sequence[Signals]) -> None:

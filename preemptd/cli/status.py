@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from preemptd.cli.environment import link_directory
-from preemptd.config import PREFIX
 from preemptd.errors import ConfigError
 from preemptd.link.peer import credentials
 
@@ -23,6 +22,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.", show_default=False)] = False,
 ) -> int:
     """Ask a running preemptd what it watches, whom it would tell, and what is announced."""
+    from preemptd.config import PREFIX
+
     wish = link or os.environ.get(f"{PREFIX}LINK")
     paths = [wish] if wish else sockets(link_directory(os.environ))
     answers = [answer for path in paths if (answer := ask(path, must=bool(wish))) is not None]

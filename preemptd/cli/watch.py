@@ -91,6 +91,36 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     sweep: Annotated[
         bool | None, typer.Option("--sweep", help="End what the command leaves running.", show_default=False)
     ] = None,
+    loop: Annotated[
+        bool | None,
+        typer.Option(
+            "--loop",
+            help="Run COMMAND, a `wandb agent --count 1`, again and again until its sweep has ended.",
+            show_default=False,
+        ),
+    ] = None,
+    requeue_on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="preempt,timelimit,request|none",
+            help="SLURM: what ends a job that we then requeue. Default: all three.",
+        ),
+    ] = None,
+    max_requeues: Annotated[
+        int | None, typer.Option(metavar="N", help="SLURM: requeue at most so often. Default: as often as it takes.")
+    ] = None,
+    requeue_delay: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="SLURM: seconds from the requeue to the next start. Default: the cluster's."),
+    ] = None,
+    shield_term: Annotated[
+        bool | None,
+        typer.Option(
+            "--shield-term",
+            help="Start COMMAND with SIGTERM ignored: SLURM's TERM to all of a job does not kill it while it saves.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> int:
     """Run COMMAND, and tell its processes in time when this machine is about to be taken away.
 
@@ -106,7 +136,10 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     from preemptd.targets.terminal import interrupt_own_group
 
     environ = dict(os.environ)
-    ended = run(Job(tuple(command), environ, settings(flags, environ, config), Helpers()))
+    job = Job(tuple(command), environ, settings(flags, environ, config), Helpers())
+    if job.settings.loop:
+        from preemptd.cli.looping import run_rounds as run
+    ended = run(job)
     if ended.interrupted:
         interrupt_own_group()
     return ended.status

@@ -67,13 +67,13 @@ class Child:
         self._reaped = False
 
     @classmethod
-    def prepare(cls, argv: Sequence[str], env: Mapping[str, str]) -> "Child":
+    def prepare(cls, argv: Sequence[str], env: Mapping[str, str], *, shielded: bool = False) -> "Child":
         """Fork the process that will be the command, and hold it; its pid and start time are final.
 
-        No thread may exist yet, and our signal handlers are in place.
+        No thread may exist yet, and our signal handlers are in place. *shielded*: it starts with SIGTERM ignored.
         """
         become_subreaper()
-        gate, terminal = Gate.fork(Command(argv, env)), Terminal.open()
+        gate, terminal = Gate.fork(Command(argv, env, shielded)), Terminal.open()
         terminal.speak_from_background()
         return cls(gate, terminal, argv[0])
 

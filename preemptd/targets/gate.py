@@ -19,6 +19,8 @@ class Command:
 
     argv: Sequence[str]
     env: Mapping[str, str]
+    shielded: bool = False
+    """It starts with SIGTERM ignored, until it installs a handler of its own."""
 
     @property
     def paths(self) -> list[str]:
@@ -31,13 +33,13 @@ class Command:
         return [os.path.join(folder, name) for folder in self.env.get("PATH", os.defpath).split(":")]
 
 
-def _resets() -> list[int]:
+def _resets() -> list[signal.Signals]:
     """Signals that the command shall have with their default action; all others it gets as we inherited them.
 
     Those that we handle, and those that CPython itself ignores. What nobody handles here and is ignored stays ignored:
     SIGHUP after nohup, SIGINT after ``&`` in a script.
     """
-    handled = {n for n in signal.valid_signals() if callable(signal.getsignal(n))}
+    handled = {n for n in signal.Signals if callable(signal.getsignal(n))}
     return sorted(handled | {signal.SIGPIPE, signal.SIGXFSZ})
 
 
@@ -57,7 +59,10 @@ class Gate:
     @classmethod
     def fork(cls, command: Command) -> "Gate":
         """Fork. No other thread may exist (Python 3.12 warns: a lock that it holds stays locked in the child)."""
-        paths, argv, env, resets = command.paths, list(command.argv), dict(command.env), _resets()
+        paths, argv, env = command.paths, list(command.argv), dict(command.env)
+        dispositions = dict.fromkeys(_resets(), signal.SIG_DFL)
+        if command.shielded:
+            dispositions[signal.SIGTERM] = signal.SIG_IGN
         waiting, opener = os.pipe2(os.O_CLOEXEC)
         failure, report = os.pipe2(os.O_CLOEXEC)
         # Everything is blocked around fork(): until the child has left our wake-up pipe and dropped our handlers, a
@@ -68,8 +73,8 @@ class Gate:
             try:
                 signal.set_wakeup_fd(-1)
                 os.setpgid(0, 0)
-                for signum in resets:
-                    signal.signal(signum, signal.SIG_DFL)
+                for signum, disposition in dispositions.items():
+                    signal.signal(signum, disposition)
                 os.close(opener)
                 os.close(failure)
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)

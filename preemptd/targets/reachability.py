@@ -1,8 +1,10 @@
 """What a notice would find if it came now, said while there is time to mend it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from signal import Signals
+from threading import Thread
 
 from preemptd import procfs
 from preemptd.discretion import discreet
@@ -10,23 +12,43 @@ from preemptd.model import Process
 from preemptd.targets.selection import Selection, other_nodes
 
 
-def warnings(selection: Selection, signals: Sequence[Signals], *, anybody_listens: bool) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What else is known of who can be told."""
+
+    anybody_listens: bool
+    """Some process subscribed over the link."""
+    in_part: bool = False
+    """There may be more processes of the job, which others tell."""
+
+
+def warnings(selection: Selection, signals: Sequence[Signals], seen: Seen) -> Iterator[str]:
     """Yield a sentence for each thing that would cost work.
 
     Args:
         selection: who would be told, and who not.
         signals: those that would tell.
-        anybody_listens: some process subscribed over the link.
+        seen: what else is known.
     """
-    if not selection.told and not anybody_listens:
+    if not selection.told and not seen.anybody_listens and (selection.unreachable or not seen.in_part):
         names = ", ".join(f"{in_short(process)[:60]} (pid {process.pid})" for process in selection.unreachable[:3])
         how = " or ".join(signum.name for signum in signals)
         yield (
             f"nothing in this job handles {how}{': ' + names if names else ''}; a notice could not be told to anybody,"
             " and what was done since the last periodic checkpoint would be lost"
         )
-    if text := other_nodes([procfs.environ(choice.process.pid) for choice in selection.told]):
+    if not seen.in_part and (text := other_nodes([procfs.environ(choice.process.pid) for choice in selection.told])):
         yield text
+
+
+def warn_in_thread(selection: Selection, signals: Sequence[Signals], seen: Seen, say: Callable[[str], None]) -> None:
+    """Say each of `warnings`, soon: /proc/PID/environ waits for the process's memory, which a fork locks for long."""
+
+    def warn() -> None:
+        for text in warnings(selection, signals, seen):
+            say(text)
+
+    Thread(target=warn, daemon=True).start()
 
 
 def in_short(process: Process) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _PR_SET_CHILD_SUBREAPER = 36
+OWN_COMMAND = "PREEMPTD_OWN_COMMAND"
+"""In the environment of a provider's command, and of what srun starts for it on other nodes: this is no training."""
 
 
 def become_subreaper() -> None:
@@ -78,6 +80,33 @@ class Helpers:
             return sum(map(_reap, orphans))
         finally:
             self._lock.release()
+
+
+class Shielded:
+    """Starts a provider's commands with TERM, USR1 and USR2 ignored: SLURM signals every process of a job.
+
+    By way of a shell: only the new process itself may ignore them, and code between fork and exec is not safe in a
+    program with threads.
+    """
+
+    def __init__(self, helpers: Helpers) -> None:
+        self._helpers = helpers
+
+    def popen(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        shielded = ("/bin/sh", "-c", 'trap "" TERM USR1 USR2; exec "$0" "$@"', *command)
+        marked = {**(os.environ if env is None else env), OWN_COMMAND: "1"}
+        return self._helpers.popen(shielded, env=marked, stdin=stdin, stdout=stdout, stderr=stderr)
+
+    def release(self, process: subprocess.Popen[bytes]) -> None:
+        self._helpers.release(process)
 
 
 def _reap(pid: int) -> bool:

@@ -43,6 +43,14 @@ class Roll:
         entry.hows.add(how)
         entry.said.update({"done"} if process in self._done else ())
 
+    def forget(self, process: ProcessId, how: str) -> None:
+        """Take a telling back that has not reached *process*."""
+        entry = self._entries.get(process)
+        if entry is not None:
+            entry.hows.discard(how)
+            if not entry.hows:
+                del self._entries[process]
+
     def heard(self, process: ProcessId, verb: str) -> bool:
         """Note what a told process said; False: it was not told."""
         if verb == "done":

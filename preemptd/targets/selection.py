@@ -63,8 +63,9 @@ def select(
 ) -> Selection:
     """Choose who is told.
 
-    Told are the topmost processes that do the work and listen: what is below them is theirs to tell. Launchers,
-    shells and helpers are never told, whatever they catch, except the command itself under ``main``.
+    Told are the topmost processes that do the work and listen: what is below them is theirs to tell, unless it
+    subscribed itself. Launchers, shells and helpers are never told, whatever they catch, except the command itself
+    under ``main``.
 
     Args:
         processes: a snapshot; zombies are passed over.
@@ -84,7 +85,9 @@ def select(
     told, spared = [], []
     for pid, process in living.items():
         may = parts[pid].role is Role.WORK or policy.reach == "main"
-        if pid in able and hows[pid] and may and (above[pid] == pid or policy.reach == "tree"):
+        # Who subscribed itself is told itself: its parent cannot pass a message of the link on.
+        itself = above[pid] == pid or policy.reach == "tree" or hows[pid] == LINK
+        if pid in able and hows[pid] and may and itself:
             told.append(Choice(process, hows[pid], _why_told(hows[pid])))
         else:
             why = "told before" if pid in before else _why_spared(process, parts[pid], above[pid], hows[pid], policy)
