@@ -43,6 +43,7 @@ def pytest_configure() -> None:
         if name not in OURS and (name.startswith(FOREIGN) or name in FOREIGN_NAMES):
             del os.environ[name]
     os.environ.update(SAFE)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each of thousands of starts would compile all of us anew
     hypothesis.settings.register_profile("shared machines", deadline=None)  # an example may wait for its turn
     hypothesis.settings.load_profile("shared machines")
     for signum in (signal.SIGINT, signal.SIGQUIT):  # a shell ignores them for what it starts with `&`, and we hand on

@@ -15,7 +15,7 @@ from tests.lab.wandb_public import answer
 from tests.lab.wandb_sweeps import Sweep
 
 RUN = "run0001a"
-pytestmark = pytest.mark.timeout(150)
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(150)]
 
 
 @pytest.fixture
