@@ -69,6 +69,10 @@ class Link(Protocol):
 
     def answer(self, peer: int, message: Message) -> None: ...
 
+    def sync(self) -> None:
+        """Wait, a moment at the most, until all that peers have sent up to now is in the inbox."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -85,6 +89,9 @@ class NoLink:
         pass
 
     def answer(self, peer: int, message: Message) -> None:
+        pass
+
+    def sync(self) -> None:
         pass
 
     def close(self) -> None:

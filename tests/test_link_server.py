@@ -1,9 +1,11 @@
+import contextlib
 import os
 import re
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -123,6 +125,37 @@ s.recv(9999); input()
 
         assert events.wait_for(LinkLeft) == [LinkLeft(joined.process)]
         assert joined.process.pid == process.pid
+
+
+def test_after_a_sync_all_that_a_process_said_before_it_ended_has_been_heard() -> None:
+    with serving() as (server, events):
+        for step in range(50):
+            with RawPeer(server.path) as peer:
+                peer.say("register", pid=os.getpid(), role="trainer")
+                peer.say("saved", step=step)
+            server.sync()
+
+            assert len(events.of(LinkSaid)) == step + 1
+
+
+def test_a_sync_waits_but_a_moment_for_a_peer_that_never_stops_talking() -> None:
+    with serving() as (server, events), RawPeer(server.path) as peer:
+        peer.register()
+        flood = threading.Thread(target=talk, args=(peer,), daemon=True)
+        flood.start()
+        events.wait_for(LinkSaid)
+        server.sync()
+        peer.sock.shutdown(socket.SHUT_RDWR)
+        flood.join(20)
+
+        assert not flood.is_alive()
+        events.wait_for(LinkLeft)
+
+
+def talk(peer: RawPeer) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            peer.say("saving")
 
 
 def test_status_and_notify_need_no_registration_and_are_answered_by_number() -> None:

@@ -98,14 +98,17 @@ class Connection:
         self.flush()
 
     def flush(self) -> None:
-        """Send what waits, as far as the peer takes it; raises `HangupError` when it has left."""
+        """Send what waits, as far as the peer takes it; for one that has left it is dropped.
+
+        No more than that: what it said before it left may not have been read yet, and its end is seen after it.
+        """
         while self._unsent:
             try:
                 sent = self.sock.send(self._unsent)
             except BlockingIOError:
                 return
             except OSError:
-                raise HangupError from None
+                sent = len(self._unsent)
             del self._unsent[:sent]
 
     def _refill(self, now: float) -> None:

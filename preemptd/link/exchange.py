@@ -23,6 +23,8 @@ ROUND = 0.25
 """Seconds between two looks at connections against which a clock runs."""
 LAST_WORDS = 0.1
 """Seconds for messages that are still on their way when the daemon ends."""
+SYNC_WITHIN = 0.2
+"""Seconds for what peers have said and nobody has read yet; a peer that floods us makes it no longer."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Exchange:
         self._serial = 0
         self._deaf = False
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._to_sync: deque[int] = deque()
         self._epoll = select.epoll()
         self._epoll.register(listener, select.EPOLLIN)
         self._epoll.register(self._wakeup, select.EPOLLIN)
@@ -59,6 +62,22 @@ class Exchange:
         """Send to a registered process, to a connection by its number, or (None) to all that are registered."""
         self._queue.append((to, protocol.with_deadline(message)))
         os.eventfd_write(self._wakeup, 1)
+
+    def sync(self) -> None:
+        """Wait, a moment at the most, until all that peers have sent up to now was put."""
+        done = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            self._to_sync.append(done)
+            os.eventfd_write(self._wakeup, 1)
+            poll = select.poll()
+            poll.register(done, select.POLLIN)
+            if not poll.poll(SYNC_WITHIN * 1000):
+                try:
+                    self._to_sync.remove(done)
+                except ValueError:
+                    poll.poll()  # it is written to at this very moment
+        finally:
+            os.close(done)
 
     def stop(self) -> None:
         self._stopping = True
@@ -73,7 +92,7 @@ class Exchange:
 
     def run(self) -> None:
         while not self._stopping:
-            self._turn(ROUND if self._restless or self._deaf else None)
+            self._turn(0.0 if self._to_sync else ROUND if self._restless or self._deaf else None)
         end = time.monotonic() + LAST_WORDS
         self._epoll.modify(self._listener, 0)
         self._send_queued()
@@ -81,7 +100,9 @@ class Exchange:
             self._turn(end - time.monotonic())
 
     def _turn(self, timeout: float | None) -> None:
-        for fd, mask in self._epoll.poll(timeout):
+        waiting = len(self._to_sync)  # who asks only now has to wait for another look
+        ready = self._epoll.poll(timeout)
+        for fd, mask in ready:
             if fd == self._listener.fileno():
                 self._accept()
             elif fd == self._wakeup:
@@ -89,6 +110,9 @@ class Exchange:
             elif fd in self._connections:
                 self._serve(self._connections[fd], mask)
         self._send_queued()
+        for _ in range(0 if ready else waiting):
+            with contextlib.suppress(IndexError):  # it waits no longer
+                os.eventfd_write(self._to_sync.popleft(), 1)
         now = time.monotonic()
         if now - self._looked >= ROUND:
             self._looked = now

@@ -61,6 +61,11 @@ class Server:
             self._thread = threading.Thread(target=self._exchange.run, name="preemptd-link", daemon=True)
             self._thread.start()
 
+    def sync(self) -> None:
+        """Wait, a moment at the most, until all that peers have sent up to now was put."""
+        if self._exchange is not None and self._thread is not None and self._thread.is_alive():
+            self._exchange.sync()
+
     def tell(self, process: ProcessId, message: Message) -> bool:
         """Send *message* to *process*; False: it is not registered, and gets nothing."""
         if self._exchange is None or process not in self.linked:
