@@ -19,17 +19,19 @@ START = 1_000_000.0
 class Story:
     """An attempt on a clock of its own: seconds since the start of the job."""
 
-    def __init__(self, restart: int = 0, *, in_step: bool = False, has_controller: bool = True) -> None:
+    def __init__(
+        self, restart: int = 0, *, in_step: bool = False, has_controller: bool = True, counted: bool = True
+    ) -> None:
         self.now = 0.0
         self.attempt = Attempt(
-            Job("12", restart, "n1", is_heterogeneous=False, in_step=in_step, is_first=True),
+            Job("12", "12", restart, counted=counted, node="n1", in_step=in_step, is_first=True),
             120.0,
             START,
             has_controller=has_controller,
             clock=lambda: self.now,
             wall=lambda: START + self.now,
         )
-        self.attempt.kill_wait = 5.0
+        self.attempt.kill_wait, self.attempt.knows_kill_wait = 5.0, True
 
     def hears(self, signum: signal.Signals, *, direct: bool = True) -> Notice:
         return self.attempt.heard(signum, direct=direct)
@@ -38,7 +40,7 @@ class Story:
         self, state: str = "RUNNING", end: float = 36_000, preempted: float | None = None, restarts: int = 0
     ) -> Notice | None:
         """Ask now: *end* and *preempted* in seconds since the start."""
-        row = Row(state, "None", START + end, None if preempted is None else START + preempted, restarts)
+        row = Row(state, "None", START + end, None if preempted is None else START + preempted, restarts, "12")
         return self.attempt.took(row, self.now)
 
     def finds(self, remaining: float | None = None) -> Notice | None:
@@ -223,6 +225,48 @@ def test_a_restart_count_inherited_from_another_job_is_put_right_by_the_first_ro
     assert story.attempt.restart == 0
     story.after(1).sees("RUNNING", restarts=1)
     assert decided(story.after(1).sees("RUNNING", restarts=1)) == (Kind.NODE_FAILURE, Meaning.SUPERSEDED)
+
+
+def test_without_a_count_in_the_environment_the_first_row_that_runs_is_ours() -> None:
+    """`ssh node preemptd watch`, `docker run -e SLURM_JOB_ID`: the job may be in its third run."""
+    story = Story(counted=False)
+    first = [story.after(1).sees("RUNNING", restarts=2) for _ in range(3)]
+
+    assert first == [None, None, None]
+    assert story.attempt.restart == 2
+    story.after(1).sees("PENDING", restarts=3)
+    assert decided(story.after(CONFIRMED).sees("PENDING", restarts=3)) == (Kind.NODE_FAILURE, Meaning.SUPERSEDED)
+
+
+def test_without_a_count_and_before_any_row_that_runs_nothing_is_killed_and_nothing_requeued() -> None:
+    story = Story(counted=False)
+
+    assert [story.after(CONFIRMED).sees("PENDING", restarts=2) for _ in range(3)] == [None, None, None]
+    assert story.attempt.seems_elsewhere
+    assert not story.attempt.is_unsettled
+
+
+def test_a_copy_that_may_be_ending_is_not_killed_while_killwait_is_unknown() -> None:
+    story = Story()
+    story.attempt.knows_kill_wait = False
+    story.sees()
+
+    assert [story.after(20).sees("COMPLETING", preempted=0, restarts=1) for _ in range(3)] == [None, None, None]
+    story.sees("PENDING", restarts=1)
+    assert decided(story.after(CONFIRMED).sees("PENDING", restarts=1)) == (Kind.NODE_FAILURE, Meaning.SUPERSEDED)
+
+
+def test_a_signal_long_before_the_limit_leaves_the_time_until_then() -> None:
+    """`--signal=B:USR1@3600`: a save may take long, and nothing but the limit ends the job."""
+    story = Story()
+    story.sees()
+    first = story.hears(SIGUSR1)
+
+    notice = story.after(SETTLED).sees(end=3000)
+
+    assert first.remaining is None
+    assert notice is not None
+    assert notice.remaining == 3000 - SETTLED
 
 
 # Nobody answers, and requests that pass

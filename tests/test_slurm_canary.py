@@ -32,6 +32,7 @@ class Canary:
             world.environ(**environ),
             Pace(0.0),
             lambda signum: self.attempt.heard(signum, direct=False),
+            self.attempt.open_notice,
         )
         self.seen: list[Observation] = []
         self._stopping = False
@@ -123,6 +124,16 @@ def test_a_step_that_dies_is_said_and_started_again(canary: Canary) -> None:
     assert len(canary.world.calls("srun")) == 2
 
 
+def test_a_step_that_is_started_again_takes_no_notice_back(canary: Canary) -> None:
+    pid = canary.ready()
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: State.NOTICE in canary.states())
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: canary.states()[-3:] == [State.UNKNOWN, State.NOTICE, State.NOTICE], 30, "ready again")
+
+    assert State.CLEAR not in canary.states()[canary.states().index(State.NOTICE) :]
+
+
 def test_an_srun_that_refuses_is_handed_on(tmp_path: Path) -> None:
     world = SlurmWorld(tmp_path)
     world.say(srun={"status": 1, "stderr": "srun: error: Unable to create step for job 12: Access/permission denied\n"})
@@ -135,7 +146,9 @@ def test_an_srun_that_refuses_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_one_that_was_never_started_is_closed(world: SlurmWorld) -> None:
-    watch = CanaryWatch("n1", Shielded(world.helpers), world.environ(), Pace(0.0), lambda _: pytest.fail("heard"))
+    watch = CanaryWatch(
+        "n1", Shielded(world.helpers), world.environ(), Pace(0.0), lambda _: pytest.fail("heard"), lambda: None
+    )
     watch.close()
 
     assert watch.observe().state is State.UNKNOWN

@@ -25,7 +25,7 @@ def row(  # one argument a column
     preempted: float | None = None,
     end: float | None = FAR,
 ) -> Row:
-    return Row(state, reason, end, preempted, restarts)
+    return Row(state, reason, end, preempted, restarts, "12")
 
 
 RUNNING = row("RUNNING")
@@ -147,7 +147,8 @@ def test_a_job_without_a_limit_never_comes_near_it() -> None:
 @pytest.mark.parametrize("wake", [Wake.SIGNAL, Wake.FILE])
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "SUSPENDED"])
 def test_usr1_or_a_file_far_from_the_limit_is_a_request_that_brings_the_job_back(wake: Wake, state: str) -> None:
-    assert classify(row(state), replace(AT_NOW, wake=wake)) == Verdict(Kind.REQUESTED, PREEMPTED, None, OURS)
+    left = FAR - NOW if wake is Wake.SIGNAL else None
+    assert classify(row(state), replace(AT_NOW, wake=wake)) == Verdict(Kind.REQUESTED, PREEMPTED, left, OURS)
 
 
 def test_a_sigterm_to_a_running_job_is_somebodys_wish_to_stop() -> None:

@@ -32,16 +32,26 @@ def test_one_question_gives_the_row_whatever_zone_and_formats_the_user_likes(wor
     (call,) = world.calls("squeue")
     assert call["arguments"] == [
         *("-h", "-t", "all", "-j", "12", "-O"),
-        "State:|,Reason:|,EndTime:|,PreemptTime:|,RestartCnt:|",
+        "State:|,Reason:|,EndTime:|,PreemptTime:|,RestartCnt:|,JobID:|,ArrayJobID:|,ArrayTaskID:|,HetJobID:|",
     ]
     assert call["environment"] == {"TZ": "UTC0", "SLURM_CLUSTERS": None, "SLURM_CPU_BIND": None}
 
 
-def test_of_a_heterogeneous_job_the_leader_is_asked_for_and_comes_first(world: SlurmWorld) -> None:
-    world.say(squeue={"stdout": "RUNNING|None|N/A|N/A|0|\nPENDING|None|N/A|N/A|0|\n"})
+def test_the_last_task_of_an_array_asks_once_for_all_tasks_and_then_for_itself(world: SlurmWorld) -> None:
+    world.say(ids=["12", "12", "2", "N/A"], others=["PENDING|None|N/A|N/A|7|13|12|1|N/A|\n"])
+    controller = world.controller()
 
-    assert world.controller(SLURM_HET_JOB_ID="11").row().state == "RUNNING"
-    assert world.calls("squeue")[0]["arguments"][3:7] == ["-S", "i", "-j", "11"]  # type: ignore[index]
+    rows = [controller.row(), controller.row()]
+
+    assert [(row.id, row.restarts) for row in rows] == [("12_2", 0), ("12_2", 0)]
+    assert [call["arguments"][4] for call in world.calls("squeue")] == ["12", "12_2"]  # type: ignore[index]
+
+
+def test_a_job_that_a_task_or_a_component_has_submitted_asks_for_itself(world: SlurmWorld) -> None:
+    inherited = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_HET_JOB_ID": "8"}
+
+    assert world.controller(**inherited).row().id == "12"
+    assert world.calls("squeue")[0]["arguments"][4] == "12"  # type: ignore[index]
 
 
 def test_its_commands_outlive_the_signals_that_slurm_sends_to_every_process(world: SlurmWorld) -> None:
@@ -59,7 +69,7 @@ ODD = {
     "nothing": {},
     "a traceback": {"stdout": "Traceback (most recent call last):\n"},
     "no text": {"stdout": "\x00\x01", "status": 0},
-    "a row and a failure": {"stdout": "RUNNING|None|N/A|N/A|0|\n", "status": 1},
+    "a row and a failure": {"stdout": "RUNNING|None|N/A|N/A|0|12|12|N/A|N/A|\n", "status": 1},
 }
 
 
@@ -122,7 +132,7 @@ def test_without_the_programs_nothing_is_reachable(tmp_path: Path) -> None:
     assert not is_reachable({**lone.environ(), "PATH": str(lone.bin)})
     assert not is_reachable({"PATH": ""})
     with pytest.raises(ProviderError, match="there is no scontrol on the PATH"):
-        lone.controller(PATH=str(lone.bin)).record()
+        lone.controller(PATH=str(lone.bin)).record("12")
 
 
 def test_the_environment_keeps_what_leads_to_the_controller() -> None:
@@ -141,11 +151,11 @@ def test_the_environment_keeps_what_leads_to_the_controller() -> None:
 
 
 def test_the_record_says_whether_the_job_can_come_back(world: SlurmWorld) -> None:
-    assert world.controller().record() == Record(requeue=True, batch=True)
+    assert world.controller().record("12") == Record(requeue=True, batch=True)
     world.say(job=JOB.replace("Requeue=1", "Requeue=0").replace("BatchFlag=1", "BatchFlag=0"))
-    assert world.controller().record() == Record(requeue=False, batch=False)
+    assert world.controller().record("12") == Record(requeue=False, batch=False)
     world.say(job="JobId=12\n")
-    assert world.controller().record() == Record(requeue=None, batch=None)
+    assert world.controller().record("12") == Record(requeue=None, batch=None)
 
 
 @pytest.mark.parametrize(

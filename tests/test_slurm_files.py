@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preemptd.notices import Kind, Level, Meaning
-from preemptd.provider import Conclusion, Notice, Outcome, Watch
+from preemptd.provider import Conclusion, Notice, Outcome, State, Watch
 from preemptd_providers.slurm.acks import Acks
 from preemptd_providers.slurm.provider import Slurm, SlurmOptions
 from tests.slurm_world import SlurmWorld, row
@@ -101,6 +101,21 @@ def test_only_files_for_this_attempt_are_heard(
     provider.close()
 
 
+def test_the_files_of_the_job_that_squeue_has_named_are_ours_and_no_others(world: SlurmWorld) -> None:
+    """Sbatch in a task of an array that was requeued twice: its variables have come along."""
+    inherited = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "2"}
+    provider, look, files = job(world, **inherited)
+    look.observe()
+    directory = world.directory / "signals"
+    (directory / "7_1.preempt").touch()
+
+    assert files.observe().state is State.CLEAR
+    (directory / "12.0.preempt").touch()
+    assert notice(files).event_id == "slurm:12:0"
+    assert ack(directory) == "noticed"
+    provider.close()
+
+
 @pytest.mark.parametrize("kind", ["link", "foreign"])
 def test_a_link_or_a_foreign_file_is_refused(world: SlurmWorld, kind: str) -> None:
     path = world.directory / "signals" / "12.preempt"
@@ -182,7 +197,7 @@ def test_an_answer_follows_no_link_and_is_readable_for_all(tmp_path: Path) -> No
     (tmp_path / "elsewhere").write_text("precious")
     (tmp_path / "12.0.ack").symlink_to(tmp_path / "elsewhere")
 
-    Acks("12.0.ack", str(tmp_path), pytest.fail).write("noticed")
+    Acks(lambda: "12.0.ack", str(tmp_path), pytest.fail).write("noticed")
 
     assert (tmp_path / "elsewhere").read_text() == "precious"
     assert ack(tmp_path) == "noticed"
@@ -191,7 +206,7 @@ def test_an_answer_follows_no_link_and_is_readable_for_all(tmp_path: Path) -> No
 
 def test_an_answer_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
-    acks = Acks("12.0.ack", str(tmp_path / "none"), said.append)
+    acks = Acks(lambda: "12.0.ack", str(tmp_path / "none"), said.append)
     acks.write("noticed")
     acks.write("requeued")
 
@@ -200,7 +215,7 @@ def test_an_answer_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
 
 
 def test_where_nobody_asked_by_a_file_nothing_is_answered(tmp_path: Path) -> None:
-    acks = Acks("12.0.ack", None, pytest.fail)
+    acks = Acks(lambda: "12.0.ack", None, pytest.fail)
     acks.write("noticed")
 
     assert os.listdir(tmp_path) == []

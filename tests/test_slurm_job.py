@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -18,12 +21,9 @@ TASK = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_ID": 
         ({**TASK, "SLURM_JOB_ID": "15"}, "12_3"),
         ({**TASK, "SLURM_ARRAY_TASK_ID": "0"}, "12_0"),
         ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_JOB_ID": "12"}, "12"),
-        ({"SLURM_JOB_ID": "13", "SLURM_HET_JOB_ID": "12"}, "12"),
     ],
 )
-def test_the_id_is_the_one_that_every_command_takes_for_this_job_alone(
-    environ: Mapping[str, str], expected: str
-) -> None:
+def test_until_squeue_has_named_it_the_id_is_the_environments(environ: Mapping[str, str], expected: str) -> None:
     job = job_of(environ)
 
     assert job is not None
@@ -42,7 +42,7 @@ def test_the_restart_is_unset_in_the_first_run(count: str, restart: int) -> None
     job = job_of({"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": count})
 
     assert job is not None
-    assert (job.restart, job.attempt) == (restart, f"12.{restart}")
+    assert (job.restart, job.counted) == (restart, count in {"0", "2"})
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,38 @@ def test_the_batch_script_is_no_step_even_where_slurm_numbers_it_as_one(step: st
 
     assert job is not None
     assert job.in_step is in_step
+
+
+@pytest.mark.parametrize(
+    ("title", "variable", "in_step"),
+    [
+        ("slurmstepd: [12.batch]", "0", False),
+        ("slurmstepd: [12.interactive]", "0", False),
+        ("slurmstepd: [12.4294967291]", "0", False),
+        ("slurmstepd: [12.0]", "", True),
+        ("slurmstepd: [12+1.3]", "", True),
+        ("slurmstepd", "0", True),
+        ("bash", "", False),
+    ],
+)
+def test_the_slurmstepd_above_knows_better_than_a_variable_that_sbatch_inherited(
+    title: str, variable: str, in_step: bool
+) -> None:
+    """Sbatch in a step hands SLURM_STEP_ID on to the batch script of the new job."""
+    asking = (
+        "import os; from preemptd.nodes.wanted import is_wanted; from preemptd_providers.slurm.job import job_of; "
+        "print(job_of(os.environ).in_step, is_wanted(os.environ))"
+    )
+    done = subprocess.run(
+        [title, "-c", '"$1" -c "$2"; exit $?', "sh", sys.executable, asking],
+        executable="/bin/sh",
+        env={**os.environ, "SLURM_JOB_ID": "12", "SLURM_STEP_ID": variable},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.stdout.split() == [str(in_step), str(not in_step)], done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from preemptd.notices import Kind, Level, Meaning
 from preemptd.poller import Poller
 from preemptd.provider import State, Surroundings, Watch
 from preemptd.registry import options_for
+from preemptd_providers.slurm.canary import CanaryWatch
 from preemptd_providers.slurm.pace import Pace
 from preemptd_providers.slurm.polling import JobWatch, NodeWatch
 from preemptd_providers.slurm.provider import Slurm, SlurmOptions
@@ -49,6 +50,24 @@ def test_in_a_batch_script_it_has_all_four_ears(world: SlurmWorld) -> None:
 
 def test_a_step_hears_its_own_signals_and_needs_no_canary(world: SlurmWorld) -> None:
     assert "slurm:canary" not in names(world.provider(SlurmOptions(), SLURM_STEP_ID="0"))
+
+
+def test_the_last_question_comes_first_and_the_canary_ends_in_what_time_is_left(world: SlurmWorld) -> None:
+    provider = world.provider(SlurmOptions())
+    canary = watch_of(provider, CanaryWatch)
+    assert [canary.observe().state for _ in range(2)] == [State.CLEAR] * 2  # it listens
+    step = Path(f"/proc/{world.calls('srun')[0]['pid']}")
+    world.say(hang=["squeue"])
+    provider.on_signal(signal.SIGUSR1)
+
+    concluding = threading.Thread(target=provider.conclude, args=(4.0,), daemon=True)
+    concluding.start()
+    wait_until(lambda: world.calls("squeue"))
+
+    assert step.exists()
+    concluding.join(30)
+    assert not step.exists()
+    provider.close()
 
 
 def test_the_canary_can_be_done_without(world: SlurmWorld, tmp_path: Path) -> None:

@@ -105,10 +105,43 @@ def test_the_job_is_requeued_after_one_more_look(world: SlurmWorld) -> None:
 
 
 def test_of_an_array_the_one_task_is_requeued(world: SlurmWorld) -> None:
+    world.say(ids=["12", "12", "3", "N/A"])
     provider = in_grace(world, SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="3")
     provider.settle(ENDED, 10.0)
 
     assert world.calls("scontrol", "requeue")[0]["arguments"] == ["requeue", "12_3"]
+    provider.close()
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    [{"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}, {"SLURM_HET_JOB_ID": "8", "SLURM_HET_SIZE": "2"}],
+    ids=["array", "heterogeneous"],
+)
+def test_a_job_that_was_submitted_inside_another_requeues_itself(world: SlurmWorld, inherited: dict[str, str]) -> None:
+    provider = in_grace(world, None, **inherited)
+
+    assert provider.settle(ENDED, 10.0) == "requeued job 12 (preempt, restart 1)"
+    assert world.calls("scontrol", "requeue")[0]["arguments"] == ["requeue", "12"]
+    provider.close()
+
+
+def test_a_component_of_a_heterogeneous_job_is_requeued_by_its_leader(world: SlurmWorld) -> None:
+    world.say(ids=["12", "12", "N/A", "11"])
+    provider = in_grace(world)
+    provider.settle(ENDED, 10.0)
+
+    assert world.calls("scontrol", "requeue")[0]["arguments"] == ["requeue", "11"]
+    provider.close()
+
+
+def test_the_row_of_another_job_requeues_nothing(world: SlurmWorld) -> None:
+    provider = in_grace(world)
+    world.say(ids=["7", "7", "1", "N/A"])
+
+    with pytest.raises(ProviderError, match="job 12 is not requeued: squeue does not know"):
+        provider.settle(ENDED, 1.0)
+    assert world.calls("scontrol", "requeue") == []
     provider.close()
 
 

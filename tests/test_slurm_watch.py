@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 from signal import SIGTERM, SIGUSR1
@@ -70,6 +71,18 @@ def test_the_canary_alone_is_enough_and_is_gone_at_the_end(world: SlurmWorld) ->
     assert not Path(f"/proc/{step}").exists()
 
 
+def test_a_second_run_of_a_command_in_one_attempt_of_the_job_is_no_second_attempt(tmp_path: Path) -> None:
+    """A job's script may start the same command twice: signal files and checkpoints go by SLURM's count."""
+    command = ["sh", "-c", 'echo "$PREEMPTD_ATTEMPT ${PREEMPTD_RESUMED-no}" >> found; exit 3']
+    for restart in ({}, {}, {"SLURM_RESTART_COUNT": "1"}):
+        world = SlurmWorld(Path(tempfile.mkdtemp(dir=tmp_path)))
+        env = {**world.environ(), "PATH": f"{world.bin}{os.pathsep}{os.environ['PATH']}", **restart}
+        with Watch(tmp_path, command, "--no-wandb", "--state-dir", str(tmp_path / "state"), env=env) as watch:
+            assert watch.wait() == 3
+
+    assert (tmp_path / "found").read_text().splitlines() == ["0 no", "0 no", "1 1"]
+
+
 def catches(pid: int, signum: signal.Signals) -> bool:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
@@ -99,6 +112,21 @@ def test_scancel_is_neither_a_preemption_nor_undone(world: SlurmWorld) -> None:
     assert status == 0  # the training's own
     assert requeues(world) == []
     assert kinds(watch)[-1] == "cancelled"
+
+
+def test_a_training_that_saves_for_too_long_is_not_waited_for_until_slurm_kills_us_all(world: SlurmWorld) -> None:
+    env = {**world.environ(), "PATH": f"{world.bin}{os.pathsep}{os.environ['PATH']}"}
+    with Watch(world.directory, trainer("USR1", save=600), "--no-wandb", env=env) as watch:
+        watch.await_said("ready")
+        wait_until(lambda: world.calls("scontrol", "show"))  # for KillWait, 7 s
+        world.say(row=row("COMPLETING", "TimeLimit", end=0))
+        watch.signal(SIGTERM)
+        status = watch.process.wait(30)  # its pipes are the training's as well
+
+        assert watch.training()  # which SLURM would kill a moment later
+    assert status == 75
+    assert requeues(world) == [["requeue", "12"]]
+    assert kinds(watch)[-1] == "time-limit"
 
 
 def test_a_job_that_ends_by_itself_is_left_alone(world: SlurmWorld) -> None:

@@ -1,7 +1,8 @@
 """Speaks as squeue, scontrol and srun of SLURM 22.05 do, from a state file that a test writes.
 
 Usage: slurm_command.py STATE CALLS NAME ARGUMENT...   (tests/slurm_world.py makes programs of it)
-STATE is JSON: `row` (State, Reason, EndTime, PreemptTime as Unix time or text, RestartCnt) or raw `squeue`; texts of
+STATE is JSON: `row` (State, Reason, EndTime, PreemptTime as Unix time or text, RestartCnt), the `ids` of it
+(JobID, ArrayJobID, ArrayTaskID, HetJobID) and `others`, lines of its array or het job; or raw `squeue`; texts of
 `scontrol show job|config|node`; what `requeue`, `update` and `srun` answer: {"status": 1, "stderr": "..."}; `hang`
 names commands that never answer. CALLS gets a JSON line a call.
 """
@@ -29,7 +30,9 @@ def squeue(state: dict) -> str:  # type: ignore[type-arg]  # whatever the test s
     name, reason, end, preempted, restarts = state["row"]
     if os.environ.get("SQUEUE_STATES", name) != name:
         return ""
-    return f"{name}|{reason}|{show_time(end)}|{show_time(preempted)}|{restarts}|\n"
+    ids = state.get("ids", ["12", "12", "N/A", "N/A"])
+    fields = [name, reason, show_time(end), show_time(preempted), str(restarts), *ids, "\n"]
+    return "|".join(fields) + "".join(state.get("others", []))
 
 
 def answer(said: dict) -> None:  # type: ignore[type-arg]
@@ -40,8 +43,8 @@ def answer(said: dict) -> None:  # type: ignore[type-arg]
 
 def hang() -> None:
     """Never answer, and outlive neither the asker nor the test: a preemptd that was killed ends nobody."""
-    asker = os.getppid()
-    while os.getppid() == asker:
+    asker, end = os.getppid(), time.monotonic() + 60
+    while os.getppid() == asker and time.monotonic() < end:
         time.sleep(0.1)
     sys.exit(1)
 

@@ -12,8 +12,8 @@ from preemptd_providers._signal_file import error_text, printable
 class Acks:
     """Writes what has become of the job: noticed, checkpointed, requeued or failed."""
 
-    def __init__(self, name: str, directory: str | None, warn: Callable[[str], None]) -> None:
-        """Make it; *directory* is where to write, None: beside the file that is obeyed."""
+    def __init__(self, name: Callable[[], str], directory: str | None, warn: Callable[[str], None]) -> None:
+        """Make it; *name* returns the file's, *directory* is where to write, None: beside the file that is obeyed."""
         self._name = name
         self._directory = directory
         self._warn = warn
@@ -29,11 +29,12 @@ class Acks:
         if self._directory is None or state in self._said or self._failed:
             return
         self._said.add(state)
+        name = self._name()
         try:
-            _replace(self._directory, self._name, json.dumps({"state": state, "t": round(time.time(), 3)}) + "\n")
+            _replace(self._directory, name, json.dumps({"state": state, "t": round(time.time(), 3)}) + "\n")
         except (OSError, ValueError) as error:
             self._failed = True
-            where = printable(os.path.join(self._directory, self._name))
+            where = printable(os.path.join(self._directory, name))
             self._warn(f"{where} could not be written: {error_text(error)}")
 
 

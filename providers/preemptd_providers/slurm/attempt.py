@@ -54,16 +54,20 @@ class Attempt:
     ) -> None:
         self.job = job
         self.kill_wait = DEFAULT_KILL_WAIT
+        self.knows_kill_wait = False
+        """*kill_wait* is the cluster's own."""
         self.may_come_back = True
         """No signal file says otherwise."""
-        self.event_id = f"slurm:{job.id}:{job.restart}"
+        self._event_id = ""
         self._lead = lead
         self._started = started
         self._has_controller = has_controller
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
+        self._job_id = job.id
         self._restart = job.restart
+        self._counted = job.counted
         self._heard: list[Heard] = []
         self._file: FoundFile | None = None
         self._row: Row | None = None
@@ -87,6 +91,9 @@ class Attempt:
         """Take in the controller's word; *asked* is the monotonic time of the question. None: nothing is going on."""
         with self._lock:
             self._row, self._asked = row, asked
+            self._job_id = row.id
+            if row.phase is Phase.RUNNING and not self._counted and self._ending_since is None:
+                self._counted, self._restart = True, row.restarts
             # SLURM_RESTART_COUNT may be that of the job in which sbatch was called.
             self._restart = min(self._restart, row.restarts)
             if row.phase is Phase.RUNNING and row.preempted is not None:
@@ -119,9 +126,30 @@ class Attempt:
         return self._verdict
 
     @property
+    def event_id(self) -> str:
+        """Name the one event; as the job is named when this is first asked for, and so for ever."""
+        self._event_id = self._event_id or f"slurm:{self._job_id}:{self._restart}"
+        return self._event_id
+
+    @property
+    def job_id(self) -> str:
+        """The job's id as the last row had it; the environment's word until there was one."""
+        return self._job_id
+
+    @property
     def restart(self) -> int:
-        """The count of this copy; lower than the environment's where the controller knew better at the start."""
+        """The count of this copy, corrected by the controller's where the environment had none, or another job's."""
         return self._restart
+
+    @property
+    def seems_elsewhere(self) -> bool:
+        """The last row was that of a later attempt: whatever we did would hit that one."""
+        return self._row is not None and self._row.restarts > self._restart
+
+    def open_notice(self) -> Notice | None:
+        """Return the notice as it stands; None: nothing is going on."""
+        with self._lock:
+            return self._open_notice()
 
     @property
     def is_open(self) -> bool:
@@ -182,8 +210,12 @@ class Attempt:
         if verdict is None or verdict.meaning is not Meaning.SUPERSEDED:
             self._suspected = None
             return verdict is None or verdict.kind is not Kind.REQUESTED or not self._is_news()
+        if not self.knows_kill_wait and self._row is not None and self._row.phase is Phase.ENDING:
+            return False  # it may be the end of this copy, and nobody knows how long that takes
         if self._verdict is not None and self._verdict.bringing is Bringing.SLURMS and self._ending_since is not None:
             return self._clock() - self._ending_since > self.kill_wait + TERM_LASTS  # it is this copy's own end
+        if not self._counted:
+            return False
         self._suspected = asked if self._suspected is None else self._suspected
         return asked - self._suspected >= CONFIRMED
 
@@ -215,7 +247,17 @@ class Attempt:
             already_sent=self._already_sent(),
             detail="" if self._row is None else str(self._row)[:4096],
             meaning=Meaning.UNDECIDED if verdict is None else verdict.meaning,
+            killed_in=self._killed_in(),
         )
+
+    def _killed_in(self) -> float | None:
+        """Seconds to the SIGKILL of a job that SLURM does not bring back; None: it is not that far, or it does."""
+        if self._ending_since is None or self._verdict is None or self._verdict.bringing is not Bringing.OURS:
+            return None
+        begin = self._ending_since - self.kill_wait  # an older SIGTERM was another one
+        terms = [heard.at for heard in self._heard if heard.signum is signal.SIGTERM and heard.direct]
+        last = [at for at in terms[-1:] if begin < at < self._ending_since]
+        return min([self._ending_since, *last]) + self.kill_wait - self._clock()
 
     def _first_guess(self) -> Kind:
         return Kind.TERMINATE if self._wake() is Wake.TERM else Kind.REQUESTED

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -53,12 +54,15 @@ class CanaryWatch(Watch):
         environ: Mapping[str, str],
         pace: Pace,
         heard: Callable[[signal.Signals], Notice],
+        standing: Callable[[], Notice | None],
     ) -> None:
+        """Make it; *standing* returns the job's one notice: that a new step has heard nothing takes nothing back."""
         self._command = command(node, environ)
         self._commands = commands
         self._environ = {name: text for name, text in environ.items() if not name.startswith(FOREIGN)}
         self._pace = pace
         self._heard = heard
+        self._standing = standing
         self._lock = threading.Lock()  # for the three below
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -76,10 +80,14 @@ class CanaryWatch(Watch):
         if word in SIGNALS:
             return Observation.of(self._heard(SIGNALS[word]))
         self._pace.succeeded()  # "ready"
-        return Observation.clear()
+        return self._nothing_new()
 
-    def close(self) -> None:
-        """End the step, and wait for that: a job with a step hangs in COMPLETING for KillWait."""
+    def _nothing_new(self) -> Observation:
+        notice = self._standing()
+        return Observation.clear() if notice is None else Observation.of(notice)
+
+    def close(self, within: float = END_WITHIN) -> None:
+        """End the step, and wait up to *within* seconds: a job with a step hangs in COMPLETING for KillWait."""
         self._pace.close()
         with self._lock:
             self._closed = True
@@ -89,8 +97,11 @@ class CanaryWatch(Watch):
         if process.stdin is not None:
             with suppress(OSError):
                 process.stdin.close()
-        _end(process)
-        if self._reading.acquire(timeout=END_WITHIN):  # else somebody else holds the pipe, and its reader waits on
+        end = time.monotonic() + within
+        _end(process, within)
+        if self._reading.acquire(
+            timeout=max(0.0, end - time.monotonic())
+        ):  # else somebody else holds the pipe, and its reader waits on
             if self._process is not None:
                 self._let_go(process)
             self._reading.release()
@@ -110,7 +121,7 @@ class CanaryWatch(Watch):
                 self._pace.failed()
                 return Observation.unknown(f"srun cannot be started: {error.strerror}")
         self._unread = b""
-        return Observation.clear()
+        return self._nothing_new()
 
     def _word(self, process: "subprocess.Popen[bytes]") -> str:
         """Wait for a line; empty: the step has ended."""
@@ -138,10 +149,10 @@ class CanaryWatch(Watch):
         return CLOSED if self._closed else f"the canary step ended with status {status}{said and ': '}{said}"
 
 
-def _end(process: "subprocess.Popen[bytes]") -> int:
+def _end(process: "subprocess.Popen[bytes]", within: float = END_WITHIN) -> int:
     """Wait for the end of *process*, and kill it if that does not come."""
     try:
-        return process.wait(END_WITHIN)
+        return process.wait(within)
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()

@@ -112,6 +112,8 @@ def _running(row: Row, known: Circumstances) -> Verdict | None:
         return Verdict(Kind.TIME_LIMIT, Meaning.PREEMPTED, left, Bringing.OURS)
     if known.wake is Wake.TERM:  # scancel -s TERM: somebody wants it to end, and is no platform
         return Verdict(Kind.REQUESTED, Meaning.STOPPED, None, Bringing.NOBODYS)
+    if known.wake is Wake.SIGNAL:  # it may be an early --signal: nothing but the limit ends the job
+        return Verdict(Kind.REQUESTED, Meaning.PREEMPTED, left, Bringing.OURS)
     if known.wake is not None:
         return Verdict(Kind.REQUESTED, Meaning.PREEMPTED, None, Bringing.OURS)
     return None

@@ -54,8 +54,8 @@ class Controller:
     """SLURM's commands as one thread uses them; `close` may be called from another."""
 
     def __init__(self, job: Job, commands: Commands, environ: Mapping[str, str]) -> None:
-        self._job_id = job.id
-        self._is_leader = job.is_heterogeneous
+        self._number = job.number
+        self._asked_by = job.number
         self._commands = commands
         self._environ = environment(environ)
         self._lock = threading.Lock()
@@ -68,12 +68,13 @@ class Controller:
         Raises:
             ProviderError: there was no answer in *limit* seconds, or one that makes no sense.
         """
-        order = ["-S", "i"] if self._is_leader else []
-        command = ["squeue", "-h", "-t", "all", *order, "-j", self._job_id, "-O", FORMAT]
-        return parse_row(self._ask(command, limit), is_leader=self._is_leader)
+        command = ["squeue", "-h", "-t", "all", "-j", self._asked_by, "-O", FORMAT]
+        row = parse_row(self._ask(command, limit), self._number)
+        self._asked_by = row.id  # by the array's own number squeue lists every task of it
+        return row
 
-    def record(self) -> Record:
-        said = _keys(self._ask(["scontrol", "show", "job", "-o", self._job_id], LIMIT))
+    def record(self, job_id: str) -> Record:
+        said = _keys(self._ask(["scontrol", "show", "job", "-o", job_id], LIMIT))
         return Record(_flag(said.get("Requeue")), _flag(said.get("BatchFlag")))
 
     def configuration(self) -> Configuration:
@@ -95,12 +96,12 @@ class Controller:
             raise ProviderError(f"scontrol show node {name} answered {text[:TEXT_LIMIT]!r}")
         return frozenset(word.strip("*~#!%$@^-") for word in state.split("+")), reason[1] if reason else ""
 
-    def requeue(self, limit: float) -> Answer:
-        return self._run(["scontrol", "requeue", self._job_id], limit)
+    def requeue(self, job_id: str, limit: float) -> Answer:
+        return self._run(["scontrol", "requeue", job_id], limit)
 
-    def start_in(self, seconds: int, limit: float) -> Answer:
+    def start_in(self, job_id: str, seconds: int, limit: float) -> Answer:
         """Have the requeued job start in so many *seconds* at the earliest, instead of after cred_expire (121 s)."""
-        return self._run(["scontrol", "update", f"JobId={self._job_id}", f"StartTime=now+{seconds}"], limit)
+        return self._run(["scontrol", "update", f"JobId={job_id}", f"StartTime=now+{seconds}"], limit)
 
     def close(self) -> None:
         """Break off the command that runs, and start no other."""

@@ -20,8 +20,10 @@ class FileWatch(Watch):
 
     name = "slurm:files"
 
-    def __init__(self, search: SignalSearch, attempt: Attempt, acks: Acks, wake: Callable[[], None]) -> None:
-        """Make it; *wake* has the controller asked at once."""
+    def __init__(
+        self, search: Callable[[], SignalSearch], attempt: Attempt, acks: Acks, wake: Callable[[], None]
+    ) -> None:
+        """Make it; *search* returns where to look now, *wake* has the controller asked at once."""
         self._search = search
         self._attempt = attempt
         self._acks = acks
@@ -33,7 +35,7 @@ class FileWatch(Watch):
     def observe(self) -> Observation:
         if self._closed:
             return Observation.unknown(CLOSED)
-        look = self._search.look()
+        look = self._search().look()
         file = look.files[0] if look.files and not look.files[0].text.cancelled else None
         self._attempt.may_come_back = all(each.text.requeue and not each.text.cancelled for each in look.files)
         notice = self._attempt.filed(file)

@@ -33,10 +33,11 @@ class Inspection:
         try:
             if not self._configured:
                 configuration = controller.configuration()
-                self._attempt.kill_wait = configuration.kill_wait
+                self._attempt.kill_wait, self._attempt.knows_kill_wait = configuration.kill_wait, True
                 self._configured = True
                 self._say(about_cluster(configuration, self._expected))
-            self._say(about_job(controller.record(), self._attempt.job.id, self._expected))
+            job_id = self._attempt.job_id
+            self._say(about_job(controller.record(job_id), job_id, self._expected))
         except ProviderError:
             return False
         return True

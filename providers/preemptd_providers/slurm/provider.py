@@ -16,7 +16,7 @@ from preemptd.provider import Conclusion, Detection, Found, Machine, Observation
 from preemptd_providers._signal_search import VARIABLE, SignalFileOptions, SignalSearch
 from preemptd_providers.slurm.acks import Acks
 from preemptd_providers.slurm.attempt import CONFIRMED, SETTLED, Attempt
-from preemptd_providers.slurm.canary import CanaryWatch
+from preemptd_providers.slurm.canary import END_WITHIN, CanaryWatch
 from preemptd_providers.slurm.classifier import Bringing, Verdict
 from preemptd_providers.slurm.controller import LIMIT, Controller, is_reachable
 from preemptd_providers.slurm.files import FileWatch
@@ -31,9 +31,11 @@ NODE_INTERVAL_FACTOR = 10
 QUIET_LIMIT = 1.0
 """Seconds for the last question when nothing was ever heard: a hung controller must not hold up a finished job."""
 ACK_WITHIN = 1.0
+SHORTEST_CLOSE = 0.1
+"""Seconds for the canary step to end when no time is left; usually it takes 15 ms."""
 OF_OTHERS = Verdict(Kind.PREEMPT, Meaning.PREEMPTED, None, Bringing.OURS)
 """What SLURM knows nothing of: `preemptd notify` over the link, or the cloud that takes the node away."""
-NO_JOB = Job("none", 0, None, is_heterogeneous=False, in_step=False, is_first=False)
+NO_JOB = Job("none", "none", 0, counted=False, node=None, in_step=False, is_first=False)
 
 
 class SlurmOptions(SignalFileOptions):
@@ -52,6 +54,7 @@ class Slurm(Provider):
 
     def __init__(self, options: SlurmOptions, surroundings: Surroundings) -> None:
         super().__init__(options, surroundings)
+        self._options = options
         self._interval = options.poll_interval
         self._wants_canary = options.canary
         self._job = job_of(surroundings.environ)
@@ -60,8 +63,9 @@ class Slurm(Provider):
         self._attempt = Attempt(job, surroundings.lead, surroundings.started, has_controller=self._reachable)
         self._pace = Pace(options.poll_interval)
         self._search = SignalSearch(options, surroundings)
+        self._searched = job.id, surroundings.attempt
         directory = surroundings.environ.get(VARIABLE)
-        self._acks = Acks(f"{job.attempt}.ack", directory, surroundings.warn)
+        self._acks = Acks(self._ack_name, directory, surroundings.warn)
         self._canary: CanaryWatch | None = None
 
     @classmethod
@@ -71,7 +75,7 @@ class Slurm(Provider):
 
     def watches(self) -> Sequence[Watch]:
         commands, environ, job = self.surroundings.commands, self.surroundings.environ, self._job
-        files = FileWatch(self._search, self._attempt, self._acks, self._pace.wake)
+        files = FileWatch(self._current_search, self._attempt, self._acks, self._pace.wake)
         if job is None or commands is None:
             return (files,)
         if not self._reachable:
@@ -82,7 +86,9 @@ class Slurm(Provider):
             return (files,)
         in_batch = job.node is not None and not job.in_step
         if in_batch and self._wants_canary and job.node is not None and shutil.which("srun", path=environ.get("PATH")):
-            self._canary = CanaryWatch(job.node, commands, environ, Pace(0.0), self._canary_heard)
+            self._canary = CanaryWatch(
+                job.node, commands, environ, Pace(0.0), self._canary_heard, self._attempt.open_notice
+            )
         wants_requeue = bool(self.surroundings.requeue.on) and job.is_first
         expected = Expectations(wants_requeue, in_batch, self._canary is not None, self._interval)
         inspect = Inspection(self._attempt, expected, self.surroundings.warn)
@@ -112,8 +118,13 @@ class Slurm(Provider):
 
     def conclude(self, budget: float) -> Notice | None:
         end = time.monotonic() + budget
-        if self._canary is not None:
-            self._canary.close()
+        try:
+            return self._last_word(end)
+        finally:
+            if self._canary is not None:
+                self._canary.close(max(SHORTEST_CLOSE, min(END_WITHIN, end - time.monotonic())))
+
+    def _last_word(self, end: float) -> Notice | None:
         if self._job is None or self.surroundings.commands is None or not self._reachable:
             return None
         limit = LIMIT if self._attempt.is_open else QUIET_LIMIT
@@ -145,9 +156,9 @@ class Slurm(Provider):
         if why is not None:
             self._ack("requeued" if verdict.bringing is Bringing.SLURMS else "failed")
             return why
-        return self._requeue(job, conclusion, end)
+        return self._requeue(conclusion, end)
 
-    def _requeue(self, job: Job, conclusion: Conclusion, end: float) -> str:
+    def _requeue(self, conclusion: Conclusion, end: float) -> str:
         wishes = self.surroundings.requeue
         try:
             self._look_again(end)
@@ -155,13 +166,17 @@ class Slurm(Provider):
             why = refusal(verdict, conclusion, wishes, self._attempt.restart)
             if why is not None:
                 return why
-            requeue(self._controller(), job.id, end - time.monotonic())
+            if self._attempt.seems_elsewhere:
+                self._ack("requeued")
+                return "not requeued: SLURM seems to have started the job anew already"
+            requeue(self._controller(), self._attempt.job_id, end - time.monotonic())
         except ProviderError:
             self._ack("failed")
             raise
-        moved = "" if wishes.delay is None else delay(self._controller(), wishes.delay, self._attempt.kill_wait)
+        job_id, later = self._attempt.job_id, wishes.delay
+        moved = "" if later is None else delay(self._controller(), job_id, later, self._attempt.kill_wait)
         self._ack("requeued")
-        return f"requeued job {job.id} ({verdict.kind}, restart {self._attempt.restart + 1}){moved}"
+        return f"requeued job {job_id} ({verdict.kind}, restart {self._attempt.restart + 1}){moved}"
 
     def _verdict(self, conclusion: Conclusion) -> Verdict | None:
         """Return what ended the job; None: it has ended by itself."""
@@ -179,10 +194,24 @@ class Slurm(Provider):
                 self._attempt.took(self._controller().row(max(0.1, min(LIMIT, end - asked))), asked)
             except ProviderError as error:
                 if time.monotonic() + SETTLED > end:
-                    raise ProviderError(f"job {self._attempt.job.id} is not requeued: {error}") from error
+                    raise ProviderError(f"job {self._attempt.job_id} is not requeued: {error}") from error
                 time.sleep(SETTLED)
             else:
                 return
+
+    def _current_search(self) -> SignalSearch:
+        """Look for the files of the job that squeue has named, in the attempt that it counts."""
+        found = self._attempt.job_id, self._attempt.restart
+        if self._job is not None and found != self._searched:
+            array, _, task = found[0].partition("_")
+            named = {"SLURM_ARRAY_JOB_ID": array if task else "", "SLURM_ARRAY_TASK_ID": task}
+            environ = {**self.surroundings.environ, **named}
+            self._search = SignalSearch(self._options, replace(self.surroundings, environ=environ, attempt=found[1]))
+            self._searched = found
+        return self._search
+
+    def _ack_name(self) -> str:
+        return f"{self._attempt.job_id}.{self._attempt.restart}.ack"
 
     def _ack(self, state: str) -> None:
         """Write the answer to a signal file; a file server that hangs must not hold up the end."""
@@ -200,7 +229,7 @@ class Slurm(Provider):
         if self._job is None:
             return "no SLURM job: SLURM_JOB_ID is not set"
         how = f"squeue each {self._interval:g} s, " if self._reachable else ""
-        return f"job {self._job.id}: {how}signals, {self._search.describe()}"
+        return f"job {self._attempt.job_id}: {how}signals, {self._search.describe()}"
 
     def close(self) -> None:
         self._pace.close()

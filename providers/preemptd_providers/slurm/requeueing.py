@@ -55,7 +55,7 @@ def requeue(controller: Controller, job_id: str, budget: float) -> None:
         if left <= 0:
             break
         try:
-            answer = controller.requeue(min(LIMIT, left))
+            answer = controller.requeue(job_id, min(LIMIT, left))
         except ProviderError as error:  # it may be carried out all the same: then the next try finds it pending
             why = error
             continue
@@ -68,11 +68,11 @@ def requeue(controller: Controller, job_id: str, budget: float) -> None:
     raise why or ProviderError(f"job {job_id} is not requeued: there was no time left")
 
 
-def delay(controller: Controller, seconds: float, kill_wait: float) -> str:
+def delay(controller: Controller, job_id: str, seconds: float, kill_wait: float) -> str:
     """Move the start of the job that was just requeued; return what came of it, for people."""
     start = math.ceil(max(seconds, kill_wait + BEYOND_COMPLETING))
     try:
-        answer = controller.start_in(start, LIMIT)
+        answer = controller.start_in(job_id, start, LIMIT)
     except ProviderError as error:
         return f"; --requeue-delay has no effect: {error}"
     return f"; starts in {start} s" if answer.status == 0 else f"; --requeue-delay has no effect: {answer.complaint}"

@@ -7,9 +7,11 @@ from enum import Enum
 
 from preemptd.errors import ProviderError
 
-FORMAT = "State:|,Reason:|,EndTime:|,PreemptTime:|,RestartCnt:|"
+FORMAT = "State:|,Reason:|,EndTime:|,PreemptTime:|,RestartCnt:|,JobID:|,ArrayJobID:|,ArrayTaskID:|,HetJobID:|"
 """With a suffix a field is as long as it has to be; without one squeue cuts it after 20 characters."""
-FIELDS = 5
+FIELDS = 9
+NUMBER = 5
+"""The place of JobID among them."""
 
 
 class Phase(Enum):
@@ -47,6 +49,8 @@ class Row:
     preempted: float | None
     """When a preemption was decided; None: none was."""
     restarts: int
+    id: str
+    """As every query and requeue takes it: ARRAY_TASK for a task, the leader's for a heterogeneous job."""
 
     @property
     def phase(self) -> Phase:
@@ -58,24 +62,35 @@ class Row:
         return ", ".join(said if self.end is None else [*said, f"end at {_utc(self.end)}"])
 
 
-def parse_row(text: str, *, is_leader: bool = False) -> Row:
-    """Read the one row that squeue printed with TZ=UTC; of a heterogeneous job that of its leader, the first one.
+def parse_row(text: str, number: str) -> Row:
+    """Read, of what squeue printed with TZ=UTC, the row of the job whose SLURM_JOB_ID is *number*.
+
+    The leader of a heterogeneous job comes with its components; the last task of an array has the array's own number,
+    by which squeue lists all of them.
 
     Raises:
         ProviderError: it is anything but a row as we know them.
     """
-    rows = [line.strip() for line in text.splitlines() if line.strip()]
-    if not rows or (len(rows) > 1 and not is_leader):
-        raise ProviderError(f"squeue does not know one state of the job, but {len(rows)}: {text.strip()[:200]!r}")
-    fields = [field.strip() for field in rows[0].split("|")]
-    if len(fields) != FIELDS + 1 or fields[FIELDS]:
-        raise ProviderError(f"squeue answered {text.strip()[:200]!r}")
-    state, reason, end, preempted, restarts = fields[:FIELDS]
+    lines = [[field.strip() for field in line.split("|")] for line in text.splitlines()]
+    rows = [fields for fields in lines if len(fields) == FIELDS + 1 and not fields[FIELDS] and fields[NUMBER] == number]
+    if len(rows) != 1:
+        raise ProviderError(f"squeue does not know one state of job {number}, but {len(rows)}: {text.strip()[:200]!r}")
+    state, reason, end, preempted, restarts, *ids = rows[0][:FIELDS]
     if state not in _PHASES:
         raise ProviderError(f"squeue answered with the state {state[:80]!r}, which is none that we know")
     if not (restarts.isascii() and restarts.isdecimal() and len(restarts) < 10):
         raise ProviderError(f"squeue answered with the restart count {restarts[:80]!r}")
-    return Row(state, reason, _time(end), _time(preempted), int(restarts))
+    return Row(state, reason, _time(end), _time(preempted), int(restarts), _id(*ids))
+
+
+def _id(number: str, array: str, task: str, leader: str) -> str:
+    if _is_number(leader) and int(leader) > 0:
+        return leader
+    return f"{array}_{task}" if _is_number(array) and _is_number(task) else number
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 12
 
 
 def _time(text: str) -> float | None:
