@@ -5,7 +5,6 @@ them out one after the other, in the main thread; what is due by time waits in `
 The parts: `Watching` (providers), `Telling` (who is told), `Supervision` (the command), `settle` (our exit status).
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from signal import Signals
@@ -92,7 +91,7 @@ class Daemon:
         self._watching.start()
         try:
             self._begin()
-            while self._outcome is None or (self._escalating.lingers and not self._sent_away):
+            while self._escalating.waits(ended=self._outcome is not None, sent_away=self._sent_away):
                 event = self._parts.inbox.get(self._timers.wait())
                 try:
                     if event is not None:
@@ -102,7 +101,7 @@ class Daemon:
                     raise
                 except Exception as error:  # noqa: BLE001 - a bug in here must not cost the training
                     self._parts.journal.warn(f"internal error, please report it: {error!r} at {place_of(error)}")
-            return self._end(self._outcome)
+            return self._end(self._outcome or Outcome(128 + Signals.SIGKILL, known=False))
         finally:
             if not stays:
                 self._watching.stop()
@@ -264,25 +263,26 @@ class Daemon:
     def close(self) -> None:
         self._watching.close()
 
-    # -- the end -------------------------------------------------------------------------------------------------
-
     def _conclude(self) -> None:
         """Hear the last word on what ended the command: the signal for it may lie unread behind the end itself."""
+        self._parts.link.sync()  # "done" may be the last that it has said
         while self._supervision.started and (event := self._parts.inbox.get(0)) is not None:
-            if isinstance(event, SignalArrived):
+            if isinstance(event, LinkSaid):
+                self._telling.heard(event)
+            elif isinstance(event, SignalArrived):
                 self._supervision.note(event.signum)
                 for notice in self._watching.judge_signal(event.signum):
                     self._escalating.conclude(notice)
         self._parts.nodes.sync()
-        spare = self._escalating.current.deadline - self._timers.now() if self._escalating.current else math.inf
+        spare = self._escalating.current.deadline - self._timers.now() if self._escalating.current else 60.0
         for notice in self._watching.conclude(max(1.0, min(CONCLUDE_WITHIN, spare / 2))):
             self._escalating.conclude(notice)
 
     def _end(self, outcome: Outcome) -> Ending:
+        ended = self._timers.now()
         self._conclude()
         now, roll, escalation = self._timers.now(), self._telling.roll, self._escalating.current
-        spare = None if escalation is None else escalation.deadline - now
-        sent_at = escalation.began if escalation is not None and escalation.already_sent else None
+        sent_at = min(ended, escalation.began) if escalation is not None and escalation.already_sent else None
         reached = (self._telling.reached and self._escalating.explains_an_end) or sent_at is not None
         return Ending(
             outcome,
@@ -294,6 +294,6 @@ class Daemon:
             told_at=sent_at if roll.first_told is None else roll.first_told,
             saved=roll.saved > 0,
             since_notice=None if escalation is None else now - escalation.began,
-            spare=spare,
+            spare=None if escalation is None else escalation.deadline - now,
             agent_ended=bool(self._telling.agents.ended),
         )

@@ -15,6 +15,10 @@ from preemptd.telling import Telling
 HELD_FOR = 60.0
 """Seconds past the deadline for which our exit is held back: platforms are late, but not for ever."""
 
+LAST_ACT = 1.0
+"""Seconds before the platform's SIGKILL at which a command that still runs is waited for no longer: a requeue takes
+some milliseconds, and a save that is under way needs every second."""
+
 
 class Escalating:
     """Owns the escalation. Runs in the loop's thread."""
@@ -31,6 +35,8 @@ class Escalating:
         self.current: Escalation | None = None
         self._without_escalation = Meaning.PREEMPTED
         """What a notice meant that opened no escalation."""
+        self._out_of_time = False
+        """The platform is about to kill us with all the rest: what must not be left undone is to be done now."""
 
     # -- notices -------------------------------------------------------------------------------------------------
 
@@ -54,6 +60,8 @@ class Escalating:
     def revoke(self, event: NoticeRevoked) -> None:
         """Drop a notice that the platform took back; with the last one the escalation is over."""
         self._drop_advice(event.event_id)
+        if self._without_escalation is Meaning.STOPPED:
+            self._without_escalation = Meaning.PREEMPTED
         self._parts.journal.write("revoked", provider=event.provider, event_id=event.event_id)
         if self.current is not None:
             self.current = self.current.without(event.event_id, self._timers.now())
@@ -61,6 +69,7 @@ class Escalating:
                 self._revoked_at = self._timers.now()
                 self._telling.end()
                 self._timers.cancel(self._step)
+                self._timers.cancel(self._stop_waiting)
             else:
                 self._telling.update(self.current)  # before the revocation: clients always know of an open notice
                 self._plan()
@@ -114,7 +123,20 @@ class Escalating:
             self._telling.update(self.current)
         self._parts.nodes.inform(self.current)
         self._plan()
+        self._plan_end(notice)
         self._write("notice", notice, acted=True, why="")
+
+    def _plan_end(self, notice: Notice) -> None:
+        """Wait for the command no longer than the platform lets us live. A cancelled job may be killed as it stands."""
+        if notice.meaning is Meaning.STOPPED:
+            self._timers.cancel(self._stop_waiting)
+        elif notice.meaning is Meaning.PREEMPTED and notice.killed_in is not None:
+            self._timers.at(notice.observed + notice.killed_in - LAST_ACT, self._stop_waiting)
+
+    def _stop_waiting(self) -> None:
+        if not self._holding:
+            self._parts.journal.warn("the command still runs, and is about to be killed: it is not waited for")
+        self._out_of_time = True
 
     def _drop_advice(self, event_id: str) -> None:
         if (act := self._advice.pop(event_id, None)) is not None:
@@ -210,8 +232,12 @@ class Escalating:
         recent = self._timers.now() - self._revoked_at <= AFTER_REVOCATION
         return self.current is not None or bool(self._telling.agents.ended) or recent
 
+    def waits(self, *, ended: bool, sent_away: bool) -> bool:
+        """Say whether the command is waited for, or after it has *ended* those that it left."""
+        return not self._out_of_time and (not ended or (self._lingers and not sent_away))
+
     @property
-    def lingers(self) -> bool:
+    def _lingers(self) -> bool:
         """Told processes outlive the command (a shell may leave before its training has saved), and there is time.
 
         Or the command was stopped because it started them anew, and what it had just started may be left. What a W&B

@@ -149,6 +149,8 @@ class Escalation:
         known = next((known for known in self.notices if known.event_id == notice.event_id), None)
         if known is not None:
             guessed = known.meaning is Meaning.UNDECIDED and notice.meaning is not Meaning.UNDECIDED
+            if known.remaining is None and notice.remaining is not None:  # `--grace` was but a guess, and it was wrong
+                guessed = guessed or deadline_of(known, self.timing) < now
             if notice.meaning is Meaning.UNDECIDED:
                 notice = replace(notice, kind=known.kind, meaning=known.meaning)
             if not guessed and deadline_of(known, self.timing) <= deadline_of(notice, self.timing):

@@ -6,6 +6,7 @@ from signal import Signals
 from preemptd import procfs
 from preemptd.escalation import Escalation
 from preemptd.model import Process, ProcessId
+from preemptd.notices import Meaning
 from preemptd.parts import Parts, Timers
 from preemptd.procfs import Sent
 from preemptd.targets.agents import Agents
@@ -30,7 +31,7 @@ class Insisting:
         Not if the user chose another signal: a TERM handler that raises in the middle of a save would lose it. Nor
         under ``main``, where the command told may be a launcher (srun) that makes a stop of SIGTERM.
         """
-        if Signals.SIGTERM not in policy.signals or policy.reach == "main":
+        if Signals.SIGTERM not in policy.signals or policy.reach == "main" or escalation.meaning is Meaning.STOPPED:
             return
         done = []
         for process in self._roll.for_term(processes):
@@ -64,6 +65,8 @@ class Insisting:
 
     def fence(self, selection: Selection) -> None:
         """SIGKILL everything, wandb-core first: what it would still send is about a run that another copy writes."""
+        if self._parts.settings.dry_run:
+            return
         everything = sorted((*selection.told, *selection.spared), key=lambda choice: not choice.is_core)
         if victims := _kill(everything):
             self._parts.journal.write("escalated", step="fence", ms=None, pids=[process.pid for process in victims])

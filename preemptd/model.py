@@ -30,7 +30,7 @@ class Process:
     caught: int = 0
     """SigCgt as a bit mask: bit n-1 is set when the process has a handler for signal n."""
     blocked: int = 0
-    """SigBlk of the main thread, less what another thread would die of: who blocks a signal waits for it by sigwait()."""
+    """SigBlk of the main thread, less what another thread would die of: who blocks a signal waits in sigwait()."""
     ignored: int = 0
     """SigIgn."""
 

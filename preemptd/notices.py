@@ -77,3 +77,6 @@ class Notice:
     """The answer's text, at most 4 KiB."""
     meaning: Meaning = Meaning.PREEMPTED
     """A later word on the same event decides; only UNDECIDED never takes a decision back."""
+    killed_in: float | None = None
+    """Seconds from *observed* to the platform's SIGKILL to all of us: `settle` comes before it, whether or not the
+    command has ended. None: nothing says so."""

@@ -42,6 +42,7 @@ NOTICE_TYPES = {
     "deadline": (datetime, NoneType),
     "already_sent": (frozenset,),
     "meaning": (Meaning,),
+    "killed_in": (int, float, NoneType),
 }
 
 
@@ -84,6 +85,8 @@ class News:
 
 def _is_news(before: Notice, now: Notice) -> bool:
     if before.level is not now.level or before.final is not now.final or before.meaning is not now.meaning:
+        return True
+    if (before.killed_in is None) is not (now.killed_in is None):
         return True
     return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
 

@@ -82,9 +82,8 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         return Settled(settings.preempted_exit_code, False, "told to end, and nobody could say why", futile)
     futile = futile + 1 if progress is False else 0
     if futile >= FUTILE_LIMIT:
-        why = (
-            f"preempted {futile} times in a row without a new checkpoint: its own status {outcome.status} is passed on"
-        )
+        own = "its own status" if outcome.status else f"{UNDONE}, for its own status 0 would say that it is done,"
+        why = f"preempted {futile} times in a row without a new checkpoint: {own} is passed on"
         return Settled(outcome.status or UNDONE, True, why, futile)
     return Settled(settings.preempted_exit_code, True, f"preempted (its own status was {outcome.status})", futile)
 

@@ -5,7 +5,7 @@ from signal import SIG_IGN, Signals, getsignal
 
 from preemptd.events import SignalArrived
 from preemptd.model import Outcome, ProcessId
-from preemptd.notices import Meaning, Notice
+from preemptd.notices import Level, Meaning, Notice
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child, Exited, Helpers, Stopped
 
@@ -34,8 +34,8 @@ class Supervision:
         self._say_started = started
         self.started = False
         self._interrupted = False
-        self._kept: set[Signals] = set()
-        """Signals that a provider has made a notice of, and that the command has not had."""
+        self._terminated = False
+        """A provider has made a notice of a SIGTERM, which the command has not had."""
         self.stopped = False
         """Somebody wanted it to end: a stop signal came to us."""
         self.held = isinstance(target, Child)
@@ -88,15 +88,16 @@ class Supervision:
         return None
 
     def keep(self, signum: Signals) -> None:
-        """Hold back a signal that was made a notice of."""
-        self._kept.add(signum)
+        """Hold back a signal that was made a notice of; only a SIGTERM may be meant for the command after all."""
+        self._terminated = self._terminated or signum is Signals.SIGTERM
 
     def give(self, notice: Notice) -> None:
         """Pass on what was held back, if *notice* says that it was but somebody's wish, and sent to us alone."""
-        if notice.meaning is Meaning.STOPPED:
-            for signum in self._kept - notice.already_sent:
-                self._target.forward(signum)
-            self._kept.clear()
+        if notice.meaning is Meaning.UNDECIDED or notice.level is Level.ADVISE:
+            return
+        terminated, self._terminated = self._terminated, False
+        if terminated and notice.meaning is Meaning.STOPPED and Signals.SIGTERM not in notice.already_sent:
+            self._target.forward(Signals.SIGTERM)
 
     def _stop_held(self, signum: Signals) -> Outcome | None:
         if signum not in STOPS:

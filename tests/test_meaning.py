@@ -48,7 +48,7 @@ class Scripted(Provider):
         return [Files()]
     def signals(self):
         import signal
-        return frozenset({signal.SIGUSR2})
+        return frozenset({signal.SIGUSR2, signal.SIGTERM})
     def on_signal(self, signum):
         word = read("signal")
         return Observation.of(notice(word)) if word else Observation.clear()
@@ -216,17 +216,31 @@ def test_a_command_under_the_shield_lives_through_sigterm_until_it_has_a_handler
     assert watch.out == "True\n"
 
 
-def test_a_sigterm_to_us_alone_that_is_somebodys_wish_reaches_the_command_after_all(
-    tmp_path: Path, script: Script
+@pytest.mark.parametrize(
+    ("signum", "later", "status"),
+    [
+        (signal.SIGTERM, {"meaning": "stopped", "remaining": 20.0}, 7),
+        (signal.SIGTERM, {"meaning": "stopped", "remaining": 20.0, "sent": [signal.SIGTERM]}, 0),
+        (signal.SIGUSR2, {"meaning": "stopped", "remaining": 20.0}, 0),
+    ],
+)
+def test_a_sigterm_to_us_alone_that_was_somebodys_wish_reaches_the_command_after_all(
+    tmp_path: Path, script: Script, signum: signal.Signals, later: object, status: int
 ) -> None:
     """A provider makes a notice of it first: SLURM's reaches every process of a job."""
-    script.say("signal", {"meaning": "undecided", "remaining": 30.0, "sent": [signal.SIGUSR2]})
-    command = ["sh", "-c", "trap 'exit 7' USR2; touch ready; while :; do sleep 0.05; done"]
+    script.say("signal", {"meaning": "undecided", "remaining": 30.0, "sent": [signum]})
+    traps = "trap 'exit 7' TERM; trap 'exit 8' USR2"
+    command = ["sh", "-c", f"{traps}; touch ready; while [ ! -e end ]; do sleep 0.05; done"]
     with Watch(tmp_path, command, "--provider", "scripted", env=script.env) as watch:
         wait_until((tmp_path / "ready").exists)
-        watch.signal(signal.SIGUSR2)
+        watch.signal(signum)
         watch.await_line("notice")
-        script.say("now", {"meaning": "stopped", "remaining": 20.0})
+        script.say("now", later)
+        if status:
+            wait_until(lambda: watch.process.poll() is not None)
+        else:
+            watch.await_line("notice", 2)
+            (tmp_path / "end").touch()
 
-        assert watch.wait() == 7
-    assert script.settled() == [[False, False, 7]]
+        assert watch.wait() == status
+    assert script.settled() == [[False, False, status]]

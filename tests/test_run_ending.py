@@ -150,7 +150,7 @@ def test_a_run_that_had_closed_before_anybody_was_told_is_left_alone(tmp_path: P
     directory = run_directory(tmp_path, ONLINE, run_record("", "p"), exit_record(0))
     (repair,) = mend(entry_in(directory, closed=5.0), told_at=5.1)
 
-    assert (repair.how, repair.why) == ("nothing", "it had ended before anybody was told")
+    assert (repair.how, repair.why) == ("nothing", "it had ended 0.1 s before anybody was told")
 
 
 def test_a_wandb_core_that_fell_to_the_signal_that_is_the_notice_did_not_end_by_itself(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_a_wandb_core_that_fell_to_the_signal_that_is_the_notice_did_not_end_by_
     (earlier,) = mend(entry_in(other, closed=5.0), told_at=50.0)
 
     assert (struck.how, struck.code) == ("log", CODE)
-    assert (earlier.how, earlier.why) == ("nothing", "it had ended before anybody was told")
+    assert (earlier.how, earlier.why) == ("nothing", "it had ended 45.0 s before anybody was told")
 
 
 def test_a_mark_that_came_after_the_exit_is_none(tmp_path: Path) -> None:

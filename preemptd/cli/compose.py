@@ -38,6 +38,7 @@ def run(job: Job) -> Ended:
     Raises:
         PreemptdError: nothing was started, or the command cannot be executed.
     """
+    _check(job)
     journal = Journal()
     journal.add(Log(2, job.settings.log_format))
     if job.settings.journal:
@@ -55,6 +56,13 @@ def run(job: Job) -> Ended:
     finally:
         journal.close()
         inbox.close()
+
+
+def _check(job: Job) -> None:
+    """Refuse what would be found out only when a checkpoint is looked for."""
+    directory = job.settings.checkpoint_dir
+    if directory is not None and os.path.exists(directory) and not os.path.isdir(directory):
+        raise ConfigError(f"--checkpoint-dir {directory} is no directory: name the one that checkpoints are written to")
 
 
 def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> Ended:
@@ -104,6 +112,8 @@ def _stop_came(inbox: Inbox) -> bool:
 def _attempt(job: Job, record: Record) -> int:
     if job.attempt is not None:
         return job.attempt
+    if job.settings.job_id is None:  # a SLURM job's script may start the same command twice in one attempt
+        return attempt_of(job.environ, 0)
     return attempt_of(job.environ, record.attempt + (record.began > 0))
 
 

@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from preemptd.cli.job_nodes import nodes_of
 from preemptd.cli.jobs import Ended, Made
@@ -55,16 +56,26 @@ def supervise(made: Made) -> Ended:
             ending = daemon.run(stays=agent is not None)
             made.supervision.finish()
         settled = _settle(ending, settings, made.ledger, made.before)
+        conclusion = Conclusion(ending.outcome, settled.preempted or ending.held_back, ending.saved, settled.stuck)
+        last_act = partial(daemon.settle, conclusion, SETTLE_BUDGET)
+        done = last_act() if _is_urgent(made, ending) else None
         _see_to_runs(made, roster, nodes, ending, settled)
         _settle_parts(made, ending, settled)
-        conclusion = Conclusion(ending.outcome, settled.preempted or ending.held_back, ending.saved, settled.stuck)
-        write_end(made.journal, made.target.id, ending, settled, daemon.settle(conclusion, SETTLE_BUDGET))
+        write_end(made.journal, made.target.id, ending, settled, last_act() if done is None else done)
         if agent is not None and ending.started and not made.supervision.stopped:
             made.resumption.close()
             daemon.hold(f"not ending yet: agent {agent} would take the sweep's next run, on this machine")
     interrupted = isinstance(made.target, Child) and made.target.interrupted and not settled.preempted
     untold = ending.started and not ending.told and ending.meaning is Meaning.PREEMPTED
     return Ended(settled.status, interrupted, untold and not made.supervision.stopped, attempt)
+
+
+def _is_urgent(made: Made, ending: Ending) -> bool:
+    """Say whether a requeue cannot wait until W&B has been seen to."""
+    from preemptd.cli.mending import SHORTEST
+
+    needed = made.providers.need_at_the_end
+    return needed > 0 and ending.spare is not None and ending.spare < needed + SHORTEST
 
 
 def _see_to_runs(made: Made, roster: Roster, nodes: Nodes, ending: Ending, settled: Settled) -> None:

@@ -66,7 +66,8 @@ def directory_of(wish: str | None, environ: Mapping[str, str]) -> str:
     path = os.path.abspath(wish or environ.get(VARIABLE) or MACHINE_DIRECTORY)
     said_by = "--dir" if wish else VARIABLE if environ.get(VARIABLE) else "the default; --dir DIR names another"
     if not os.path.isdir(path):
-        raise ConfigError(f"there is no directory {path} ({said_by})")
+        why = "no preemptd of that job answers here, or it cannot be said by message: a signal file is needed"
+        raise ConfigError(f"{why}, but there is no directory {path} ({said_by})")
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(f"{path} may not be written to by user {os.geteuid()} ({said_by})")
     return path

@@ -58,6 +58,7 @@ class OwnRuns:
         self._wanted = threading.Event()
         self._looked = threading.Event()
         self._known: WeakSet[Run] = WeakSet()
+        self._guarded: WeakSet[Run] = WeakSet()
         self._thread: threading.Thread | None = None
 
     def follow(self, wish: Wish | None) -> None:
@@ -94,10 +95,11 @@ class OwnRuns:
         for run in _active():
             if self.done or run in self._known or self._pid not in (_pid(run, "_init_pid"), _pid(run, "_attach_pid")):
                 continue
-            self._known.add(run)
-            if _pid(run, "_init_pid") == self._pid:  # one that is only attached to is ended by its owner
+            if _pid(run, "_init_pid") == self._pid and run not in self._guarded:  # its owner ends it, no one else
+                self._guarded.add(run)
                 self._guard(run)
-            run.mark_preempting()
+            run.mark_preempting()  # may fail while wandb starts: then the next look tries again
+            self._known.add(run)
 
     def _guard(self, run: Run) -> None:
         """See to what *run* reports: now if the script finishes it, at the end of the interpreter if it does not."""

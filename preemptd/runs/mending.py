@@ -23,7 +23,7 @@ from preemptd.runs.roster import Entry, Roster
 
 CORE_ENDS_WITHIN = 2.0
 """Seconds for wandb-core to end after its process: it looks for it every 100 ms. One that is stuck never does."""
-SAME_BLOW = 2.0
+SAME_BLOW = 3.0
 """Seconds from the signal that is itself the notice (SLURM's last SIGTERM, to all of a job) to our first telling."""
 LOOK_EVERY = 0.02
 QUICK = 3.0
@@ -131,7 +131,8 @@ class Mender:
     def _judge(self, entry: Entry, policy: Policy) -> tuple[Left, Decision]:
         nothing = Left(offline=False, marked=entry.marked, code=None, delivered=False)
         if entry.closed is not None and entry.closed < policy.told_at and not _was_struck(entry, policy.told_at):
-            return nothing, Decision(Action.NOTHING, None, "it had ended before anybody was told")
+            ago = policy.told_at - entry.closed
+            return nothing, Decision(Action.NOTHING, None, f"it had ended {ago:.1f} s before anybody was told")
         if entry.run.owner_pid in policy.done:
             return nothing, Decision(Action.NOTHING, None, "its process said that it is done")
         if entry.ended is not None:
