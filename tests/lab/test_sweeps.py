@@ -29,7 +29,12 @@ def steps(backend: WandbBackend, run_id: str) -> list[int]:
 
 @pytest.mark.parametrize(
     ("version", "options"),
-    [("0.31.0", ()), ("0.31.0", ("--forward-signals",)), ("0.22.3", ()), ("0.19.11", ())],
+    [
+        ("0.31.0", ()),
+        ("0.31.0", ("--forward-signals",)),
+        ("0.22.3", ()),
+        pytest.param("0.19.11", (), marks=pytest.mark.soak),
+    ],
 )
 def test_the_training_below_an_agent_is_told_once_and_its_run_goes_to_another_machine(
     backend: WandbBackend, wandb_pythons: Mapping[str, str], tmp_path: Path, version: str, options: tuple[str, ...]

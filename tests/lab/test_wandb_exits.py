@@ -51,9 +51,12 @@ def test_the_server_hears_of_a_preemption_unless_exit_0_is_said_to_mean_done(
     if cell.counts_as_done:
         assert (played.status, played.codes, played.repairs) == (0, cell.reported, []), played.text
     else:
-        repaired = not any(cell.reported)
+        # A client may have been in time to report it from inside, in the place of 0.
+        inside = cell.style == "client" and cell.reported == [0] and played.codes == [CODE]
+        repaired = not any(cell.reported) and not inside
+        codes = [CODE] if inside else [*cell.reported, CODE] if repaired else cell.reported
         ((how, done),) = played.repairs
-        assert (played.status, played.codes) == (75, [*cell.reported, CODE] if repaired else cell.reported), played.text
+        assert (played.status, played.codes) == (75, codes), played.text
         assert done, played.text
         assert how in (("api", "http") if repaired else ("nothing",))  # by requests on a machine that is too slow
     assert played.marked_first

@@ -19,6 +19,7 @@ import time
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--dir", default=".")
+    parser.add_argument("--checkpoints", metavar="DIR", help="where the checkpoint goes, if not into --dir")
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--step-seconds", type=float, default=0.05)
     parser.add_argument("--every", type=int, default=0, metavar="N", help="save each N steps too")
@@ -37,9 +38,8 @@ class Trainer:
         self.given = given
         self.attempt = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
         rank = os.environ.get("SLURM_PROCID", "0")
-        self.notes, self.steps, self.checkpoint = (
-            os.path.join(given.dir, f"{name}-{rank}") for name in ("trainer", "steps", "checkpoint")
-        )
+        self.notes, self.steps = (os.path.join(given.dir, f"{name}-{rank}") for name in ("trainer", "steps"))
+        self.checkpoint = os.path.join(given.checkpoints or given.dir, f"checkpoint-{rank}")
         self.step = 0
         self.told = self.asked = False
         self.link = importlib.import_module("preemptd") if given.link else None
