@@ -8,11 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import marking, size, speed
-from tests.bench.wrappers import ROOT, percentile, plain_venv, wrappers
-
-PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+from tests.bench import marking, size, slurm, speed
+from tests.bench.page import put
+from tests.bench.wrappers import percentile, plain_venv, wrappers
 
 
 def main() -> None:
@@ -21,11 +19,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it works, not how fast")
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="preemptd-bench-") as scratch:
-        text = figures(Path(scratch), quick=wishes.quick)
-    print(text)
-    if wishes.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+        parts = {"figures": figures(Path(scratch), quick=wishes.quick)}
+        if slurm.is_possible():
+            parts[slurm.MARK] = slurm.figures(Path(scratch), quick=wishes.quick)
+    for name, text in parts.items():
+        print(text)
+        if wishes.write:
+            put(name, text)
 
 
 def figures(scratch: Path, *, quick: bool) -> str:

@@ -171,7 +171,11 @@ def main() -> int:
     if why := refusal(os.environ):
         print(f"smoke-wandb: {why}", file=sys.stderr)
         return 2
-    look = Look(wishes.project, wishes.patience)
+    try:
+        look = Look(wishes.project, wishes.patience)
+    except Exception as error:  # noqa: BLE001 - whatever wandb raises: no key that works, nobody there
+        print(f"smoke-wandb: W&B cannot be asked: {' '.join(str(error).split())[:300]}", file=sys.stderr)
+        return 2
     environ = {"WANDB_PROJECT": look.project, "WANDB_ENTITY": look.entity, "WANDB_SILENT": "true"}
     with tempfile.TemporaryDirectory(prefix="preemptd-smoke-") as scratch:
         for name, smoke in {"run": smoke_run, "sweep": smoke_sweep}.items():
