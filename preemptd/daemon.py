@@ -280,7 +280,8 @@ class Daemon:
 
     def _end(self, outcome: Outcome) -> Ending:
         ended = self._timers.now()
-        self._conclude()
+        if self._escalating.meaning is not Meaning.SUPERSEDED:  # there the new copy waits for what we hold
+            self._conclude()
         now, roll, escalation = self._timers.now(), self._telling.roll, self._escalating.current
         sent_at = min(ended, escalation.began) if escalation is not None and escalation.already_sent else None
         reached = (self._telling.reached and self._escalating.explains_an_end) or sent_at is not None

@@ -51,11 +51,12 @@ def pytest_configure() -> None:
             signal.signal(signum, signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let one worker run all tests of an xdist_group, which share what is dear to set up (before xdist starts them)."""
-    if getattr(session.config.option, "dist", None) == "load":
-        session.config.option.dist = "loadgroup"
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let one worker run all tests of an xdist_group, which share what is dear to set up."""
+    from tests.grouping import ModuleGroups
+
+    return ModuleGroups(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -62,9 +62,8 @@ environment() {
   say "installing into $venv: $wanted"
   rm -rf "$venv"
   .ci/venv "$python" "$venv"
-  "$venv/bin/python" -m pip install -qq "${@:2}"
-  # Trainers that speak to the daemon import it; that part needs the standard library only.
-  "$venv/bin/python" -m pip install -qq --no-deps --editable .
+  # With preemptd, as a user would have it in the environment of the training.
+  "$venv/bin/python" -m pip install -qq "${@:2}" --editable .
   echo "$wanted" >"$venv/requirements"
 }
 

@@ -203,7 +203,7 @@ class Chaos:
         nodes = [node for node in self._cluster.nodes if node not in self._dead]
         if len(self._dead) >= DEAD_AT_ONCE:
             return
-        node, seconds = self._dice.choice(nodes), self._dice.choice((2, SLURMD_TIMEOUT + 15, SLURMD_TIMEOUT + 30))
+        node, seconds = self._dice.choice(nodes), self._dice.choice((2, SLURMD_TIMEOUT + 30, SLURMD_TIMEOUT + 45))
         self._note("slurmd kill", f"{node} for {seconds} s", self._on(node))
         self._dead.add(node)
         self._cluster.kill_slurmd(node)

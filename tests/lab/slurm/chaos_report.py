@@ -9,7 +9,6 @@ from tests.lab.slurm.chaos import CPUS, EVERY, NODES, STEP, Story
 from tests.lab.slurm.jobs import Job
 from tests.lab.slurm.supervised import notices
 
-ELSEWHERE = "this job runs elsewhere already"
 UNANNOUNCED = "nothing heard"
 
 
@@ -55,8 +54,8 @@ def attempts(job: Job) -> list[Attempt]:
 
 
 def fenced(job: Job) -> int:
-    """Count the copies that found that their job runs elsewhere."""
-    return sum(line["why"] == ELSEWHERE for line in job.lines("settled"))
+    """Count the copies that found that their job runs elsewhere, and killed their training."""
+    return sum(line["step"] == "fence" for line in job.lines("escalated"))
 
 
 def unfinished(job: Job, steps: int) -> list[str]:

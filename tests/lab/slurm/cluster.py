@@ -154,10 +154,11 @@ class Cluster:
         self.scontrol("update", f"NodeName={node}", "State=DOWN", f"Reason={reason}")
 
     def resume(self) -> None:
-        """Bring drained and downed nodes back."""
+        """Bring drained and downed nodes back; some come back by themselves in the meantime."""
         for node, state in self.node_states().items():
             if state.rstrip("*") in {"drain", "drng", "down"}:
-                self.scontrol("update", f"NodeName={node}", "State=RESUME")
+                done = self._ask("scontrol", "update", f"NodeName={node}", "State=RESUME")
+                assert done.returncode == 0 or "Invalid node state" in done.stderr, done.stderr
 
     def node_states(self) -> dict[str, str]:
         return dict(line.split() for line in self._ask("sinfo", "-h", "-N", "-o", "%N %t").stdout.splitlines())

@@ -200,8 +200,9 @@ def test_a_copy_whose_node_was_given_up_leaves_the_run_to_the_new_one(
         job.until(lambda: first["pid"] not in cluster.command_lines(), LONG, "the copy is gone")
         job.wait_for_event("settled", timeout=LONG)
 
-        assert notes(job, "ready")[1]["runs"] == first["runs"], job.file("journal")
-        (run,) = backend.runs()
-        assert backend.preempting(run) == []
+        # A new copy that starts before the old one has noticed gets no id: two may not write one run.
+        refused = any("its W&B run is not resumed here" in str(line.get("text")) for line in job.lines())
+        assert refused or notes(job, "ready")[1]["runs"] == first["runs"], job.file("journal")
+        assert [backend.preempting(run) for run in backend.runs()] == [[]] * (1 + refused)
         assert [line for line in job.lines() if line["event"] in {"marked", "repaired", "told"}] == []
         assert job.restarts == 1
