@@ -15,7 +15,7 @@ help:
 	@echo 'make demo    a real training, told by a real daemon that its (rehearsed) EC2 spot instance is going away'
 	@echo 'make test    every test that this machine can run; the others say what they lack'
 	@echo 'make lab     as root: install what they lack (tini, network tools, torch, several wandb versions)'
-	@echo 'make quick   the tests that need nothing special          make lint    format, lint, types, layers'
+	@echo 'make quick   those that need nothing special and no time   make lint    format, lint, types, layers'
 	@echo 'make soak    the matrices whole (hours)                   make bench   the figures of docs/benchmarks.md'
 	@echo 'make smoke-wandb   two preempted runs against the real W&B service: needs your key, and your eyes'
 
@@ -37,7 +37,7 @@ test: $(READY)
 	$(PYTEST) -n 4 $(ARGS)
 
 quick: $(READY)
-	$(PYTEST) -n 4 -m 'not lab' $(ARGS)
+	$(PYTEST) -n 4 -m 'not lab and not slow' $(ARGS)
 
 soak: $(READY)
 	PREEMPTD_SOAK=1 $(PYTEST) -m soak --timeout 3600 $(ARGS)

@@ -16,6 +16,8 @@ from tests.test_watch import on_ec2
 from tests.waiting import wait_until
 from tests.watching import Watch
 
+pytestmark = pytest.mark.slow
+
 COUNTING = [sys.executable, str(ROOT / "tests" / "standins" / "counting.py")]
 
 

@@ -234,6 +234,7 @@ def test_telling_waits_for_a_run_whose_log_exists_before_wandb_core_serves_it(
     until(heard.done)
 
     assert not any(isinstance(event, RunMarked | MarkingDone) for event in early)
+    until(lambda: any("preempting" in frame for frame in core.frames))
     assert heard.marked() == ["young"]
     assert sum("preempting" in frame for frame in core.frames) == 1
 

@@ -14,7 +14,7 @@ from tests.fake_slurm import slurmd
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 class Job(Watch):

@@ -41,6 +41,8 @@ FAULTS: dict[str, Fault] = {
 }
 NOTED = """
 import signal, time
+
+pytestmark = pytest.mark.slow
 signal.signal(signal.SIGUSR1, lambda *_: print("told", flush=True))
 print("ready", flush=True)
 for _ in range(1000):

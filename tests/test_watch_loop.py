@@ -12,6 +12,8 @@ from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import ROOT, TRAINER, Watch
 
+pytestmark = pytest.mark.slow
+
 AGENT = [str(ROOT / "tests" / "standins" / "wandb"), "agent", "--count", "1", "team/project/sweep"]
 
 

@@ -163,6 +163,7 @@ def test_the_options_of_the_page_are_checked(make: Callable[[str], Provider]) ->
         make("https://127.0.0.1:8080/preempt")
 
 
+@pytest.mark.slow
 def test_the_contract_test_runs_over_it_as_the_page_says(make: Callable[[str], Provider], tmp_path: Path) -> None:
     del make  # installed is all it has to be
     site = str(tmp_path / "site packages")

@@ -272,9 +272,8 @@ def test_the_mark_of_an_offline_run_survives_the_kill_of_a_script_that_never_sav
 
     assert status == 75
     assert watch.number("exited", "status") == 137
-    assert (
-        preempting_records(tmp_path, run_id) == 2
-    )  # at the notice, and once more with the exit record before the kill
+    # At the notice, and once more with the exit record: that is 0.3 s before the kill, and flushed each 0.5 s.
+    assert preempting_records(tmp_path, run_id) in {1, 2}
 
 
 # -- wandb-core in trouble ---------------------------------------------------------------------------------------
