@@ -73,6 +73,8 @@ def delay(controller: Controller, job_id: str, seconds: float, kill_wait: float)
     start = math.ceil(max(seconds, kill_wait + BEYOND_COMPLETING))
     try:
         answer = controller.start_in(job_id, start, LIMIT)
+        if answer.status < 0:  # SLURM's SIGTERM, which follows a requeue, was there before the command ignored it
+            answer = controller.start_in(job_id, start, LIMIT)
     except ProviderError as error:
         return f"; --requeue-delay has no effect: {error}"
     return f"; starts in {start} s" if answer.status == 0 else f"; --requeue-delay has no effect: {answer.complaint}"
