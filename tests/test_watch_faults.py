@@ -26,6 +26,8 @@ from tests.test_watch import on_ec2, on_gce
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 FAULTS: dict[str, Fault] = {
     "500": status(500),
     "429": status(429, {"Retry-After": "0"}),
@@ -41,8 +43,6 @@ FAULTS: dict[str, Fault] = {
 }
 NOTED = """
 import signal, time
-
-pytestmark = pytest.mark.slow
 signal.signal(signal.SIGUSR1, lambda *_: print("told", flush=True))
 print("ready", flush=True)
 for _ in range(1000):
