@@ -1,7 +1,7 @@
 """The one loop: read this first.
 
 Providers, scanner, marker, link and ledger have threads of their own and put events into the inbox. `Daemon.run` takes
-them out one after the other, in the main thread; what is due by time waits in `Timers`. Nothing here blocks.
+them out one after the other, in the main thread; what is due by time waits in `Timers`. Nothing blocks while it runs.
 The parts: `Watching` (providers), `Telling` (who is told), `Supervision` (the command), `settle` (our exit status).
 """
 

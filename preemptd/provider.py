@@ -241,7 +241,7 @@ class Provider(ABC):
         return None
 
     def settle(self, conclusion: Conclusion, budget: float) -> str:
-        """Do, as the last act of all, within *budget* seconds, what must not be left undone (a requeue).
+        """Do, as the last act, within *budget* seconds, what must not be left undone (a requeue).
 
         Returns what was done, for the journal; empty: nothing. A `ProviderError` says that it could not be done.
         """
