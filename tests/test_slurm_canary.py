@@ -48,7 +48,7 @@ class Canary:
 
     def ready(self, count: int = 1) -> int:
         """Wait until the step listens the *count*th time; return its pid."""
-        wait_until(lambda: self.states().count(State.CLEAR) >= 2 * count, 30, "ready")
+        wait_until(lambda: self.states().count(State.CLEAR) >= count, 30, "ready")
         return int(str(self.world.calls("srun")[-1]["pid"]))
 
     def close(self) -> None:
@@ -124,12 +124,35 @@ def test_a_step_that_dies_is_said_and_started_again(canary: Canary) -> None:
     assert len(canary.world.calls("srun")) == 2
 
 
+def test_a_step_that_outlives_its_srun_is_ended(world: SlurmWorld) -> None:
+    world.say(srun_dies_alone=True)
+    canary = Canary(world)
+    srun = canary.ready()
+    task = int(Path(f"/proc/{srun}/task/{srun}/children").read_text())
+
+    os.kill(srun, signal.SIGKILL)
+
+    wait_until(lambda: not Path(f"/proc/{task}/cmdline").exists() or not Path(f"/proc/{task}/cmdline").read_bytes(), 30)
+    canary.ready(2)
+    canary.close()
+
+
+def test_a_process_that_got_the_pid_of_the_step_is_left_alone(tmp_path: Path) -> None:
+    world = SlurmWorld(tmp_path)
+    world.say(srun={"stdout": f"ready {os.getpid()}\n"})
+    canary = Canary(world)
+
+    wait_until(lambda: State.UNKNOWN in canary.states())
+
+    canary.close()
+
+
 def test_a_step_that_is_started_again_takes_no_notice_back(canary: Canary) -> None:
     pid = canary.ready()
     os.kill(pid, signal.SIGUSR1)
     wait_until(lambda: State.NOTICE in canary.states())
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: canary.states()[-3:] == [State.UNKNOWN, State.NOTICE, State.NOTICE], 30, "ready again")
+    wait_until(lambda: canary.states()[-2:] == [State.UNKNOWN, State.NOTICE], 30, "ready again")
 
     assert State.CLEAR not in canary.states()[canary.states().index(State.NOTICE) :]
 

@@ -3,7 +3,8 @@
 Usage: slurm_command.py STATE CALLS NAME ARGUMENT...   (tests/slurm_world.py makes programs of it)
 STATE is JSON: `row` (State, Reason, EndTime, PreemptTime as Unix time or text, RestartCnt), the `ids` of it
 (JobID, ArrayJobID, ArrayTaskID, HetJobID) and `others`, lines of its array or het job; or raw `squeue`; texts of
-`scontrol show job|config|node`; what `requeue`, `update` and `srun` answer: {"status": 1, "stderr": "..."}; `hang`
+`scontrol show job|config|node`; `srun_dies_alone`: the step's task is not srun itself, and has an input of its own;
+what `requeue`, `update` and `srun` answer: {"status": 1, "stderr": "..."}; `hang`
 names commands that never answer. CALLS gets a JSON line a call.
 """
 
@@ -78,11 +79,26 @@ def requeue(state: dict) -> None:  # type: ignore[type-arg]
     answer(said)
 
 
+def relay() -> None:
+    """Go on in a child whose pipes are slurmstepd's, and stay to hand on what it says."""
+    (stdin, _), (said, stdout) = os.pipe(), os.pipe()
+    if os.fork() == 0:
+        for number, own in enumerate((stdin, stdout, os.open(os.devnull, os.O_WRONLY))):
+            os.dup2(own, number)
+        return
+    os.close(stdout)
+    while line := os.read(said, 4096):
+        os.write(1, line)
+    sys.exit(0)
+
+
 def srun(state: dict) -> None:  # type: ignore[type-arg]
     if "srun" in state:
         answer(state["srun"])
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_DFL)  # tasks are started by slurmstepd, not by srun
+    if state.get("srun_dies_alone"):
+        relay()
     program = next(index for index, word in enumerate(ARGUMENTS) if "python" in word)
     os.execv(ARGUMENTS[program], ARGUMENTS[program:])
 

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 
 from preemptd.notices import Notice
 from preemptd.provider import Commands, Observation, Watch
@@ -26,7 +28,7 @@ names = {int(s): s.name for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2
 r, w = os.pipe2(os.O_NONBLOCK)
 signal.set_wakeup_fd(w)
 for s in names: signal.signal(s, lambda *a: None)
-os.write(1, b"ready\\n")
+os.write(1, b"ready %d\\n" % os.getpid())
 while True:
     ready = select.select([0, r], [], [])[0]
     if r in ready:
@@ -57,7 +59,8 @@ class CanaryWatch(Watch):
         standing: Callable[[], Notice | None],
     ) -> None:
         """Make it; *standing* returns the job's one notice: that a new step has heard nothing takes nothing back."""
-        self._command = command(node, environ)
+        self._mark = f"canary-{uuid.uuid4()}"
+        self._command = [*command(node, environ), self._mark]
         self._commands = commands
         self._environ = {name: text for name, text in environ.items() if not name.startswith(FOREIGN)}
         self._pace = pace
@@ -68,18 +71,21 @@ class CanaryWatch(Watch):
         self._closed = False
         self._reading = threading.Lock()  # held while the pipes of the step are in use
         self._unread = b""
+        self._pid: int | None = None  # of the task, as it sees itself
 
     def observe(self) -> Observation:
         with self._reading:
-            process = self._process
-            if process is None:
-                return self._start()
+            process = self._process or self._start()
+            if isinstance(process, str):
+                return Observation.unknown(process)
             word = self._word(process)
             if not word:
                 return Observation.unknown(self._let_go(process))
         if word in SIGNALS:
             return Observation.of(self._heard(SIGNALS[word]))
-        self._pace.succeeded()  # "ready"
+        if word.startswith("ready "):
+            self._pid = int(word.split()[1])
+        self._pace.succeeded()
         return self._nothing_new()
 
     def _nothing_new(self) -> Observation:
@@ -106,22 +112,35 @@ class CanaryWatch(Watch):
                 self._let_go(process)
             self._reading.release()
 
-    def _start(self) -> Observation:
+    def _end_task(self) -> None:
+        """Kill a task that outlives its srun, as it does where the node's slurmd is dead and SLURM gives the node up.
+
+        A slurmd that comes back reports the step, is told to kill the job, and so ends the new attempt that SLURM may
+        just have started there (22.05: "already killed, do not launch batch job"; the job is over then).
+        """
+        if self._pid is None:
+            return
+        pid, self._pid = self._pid, None
+        with suppress(OSError):  # it has ended, or is not in our namespace
+            if self._mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
+
+    def _start(self) -> "subprocess.Popen[bytes] | str":
+        """Start the step, or say why that cannot be done."""
         if not self._pace.wait():
-            return Observation.unknown(CLOSED)
+            return CLOSED
         with self._lock:
             if self._closed:
-                return Observation.unknown(CLOSED)
+                return CLOSED
             pipe = subprocess.PIPE
             try:
-                self._process = self._commands.popen(
-                    self._command, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe
-                )
+                process = self._commands.popen(self._command, env=self._environ, stdin=pipe, stdout=pipe, stderr=pipe)
             except OSError as error:
                 self._pace.failed()
-                return Observation.unknown(f"srun cannot be started: {error.strerror}")
+                return f"srun cannot be started: {error.strerror}"
+            self._process = process
         self._unread = b""
-        return self._nothing_new()
+        return process
 
     def _word(self, process: "subprocess.Popen[bytes]") -> str:
         """Wait for a line; empty: the step has ended."""
@@ -138,6 +157,7 @@ class CanaryWatch(Watch):
         """Forget a step that has ended, and return what it said."""
         self._pace.failed()
         status = _end(process)
+        self._end_task()
         said = _rest(process)
         with self._lock:
             self._process = None

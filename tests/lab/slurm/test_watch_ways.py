@@ -7,6 +7,7 @@ import pytest
 from tests.lab.slurm.cluster import Cluster
 from tests.lab.slurm.configuration import Options
 from tests.lab.slurm.jobs import Job, trainer
+from tests.lab.slurm.supervised import settings
 
 OPTIONS = ("--no-wandb", "--journal", "journal")
 
@@ -130,6 +131,27 @@ def test_a_copy_on_a_node_that_slurm_gave_up_kills_its_training(
 
     assert "node-failure" in kinds(job)
     assert job.restarts == 1
+
+
+def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again(
+    make_cluster: Callable[[Options], Cluster], preemptd_command: list[str]
+) -> None:
+    cluster = make_cluster(Options(nodes=1, extra=("SlurmdTimeout=10",)))
+    config = settings(cluster, "[providers.slurm]\npoll_interval = 5\n")
+    job = cluster.sbatch([*preemptd_command, "watch", *OPTIONS, config, "--", *trainer("--count", "TERM")])
+    job.wait_for_note("ready")
+
+    cluster.kill_slurmd("n1")
+    job.until(lambda: job.restarts == 1, 120, "the node is given up")
+    job.until(lambda: not stepds(cluster), 60, "the job's script and our step have gone from the node")
+    cluster.start_slurmd("n1")
+    job.wait_for_note("ready", 2, timeout=120)
+
+    assert "Registered PENDING" not in cluster.log_of(job.id)
+
+
+def stepds(cluster: Cluster) -> list[str]:
+    return [line for line in cluster.command_lines().values() if line.startswith("slurmstepd")]
 
 
 @pytest.mark.soak
