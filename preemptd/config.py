@@ -1,11 +1,12 @@
 """The settings: flag > PREEMPTD_* > file (TOML) > default, validated before anything starts."""
 
+import re
 import sys
 from collections.abc import Mapping
 from signal import Signals
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from preemptd.errors import ConfigError
 
@@ -13,6 +14,10 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+    from typing_extensions import Self
 
 PREFIX = "PREEMPTD_"
 LONGEST_FILE = 2**20
@@ -51,6 +56,8 @@ class Settings(BaseModel):
     """What ``watch`` goes by; one word for flag, variable and key of the file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    foreign: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the class that this command has no use for."""
 
     provider: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Names of providers; empty: find out."""
@@ -68,6 +75,16 @@ class Settings(BaseModel):
     exit_zero: Literal["preempted", "done"] = "preempted"
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = None
     checkpoint_dir: Path | None = None
+    on_notice: str | None = None
+    on_saved: str | None = None
+    on_exit: str | None = None
+    webhook: Annotated[str, Field(pattern=r"^https?://[^/\s]+\S*$")] | None = None
+    """URL; a secret."""
+    webhook_file: Path | None = None
+    """A file that holds the URL."""
+    webhook_format: Literal["json", "slack"] = "json"
+    listen: Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:\s]*):\d{1,5}$")] | None = None
+    """Address of ``/metrics`` and ``/healthz``; an empty host is all of this machine's."""
     journal: Path | None = None
     link: Path | None = None
     """Path of our socket; None: one of our own choice."""
@@ -106,7 +123,53 @@ class Settings(BaseModel):
         return (Signals[f"SIG{self.signal}"],)
 
 
-_FILE_ONLY = {"providers"}
+class Target(BaseModel):
+    """One ``[[target]]`` of the daemon: exactly one of the five says who is meant."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    """For people; empty: what says who is meant."""
+    pid: Annotated[int, Field(gt=1)] | None = None
+    """This process, and what is below it."""
+    pidfile: Path | None = None
+    """The process whose number is in this file now."""
+    unit: Annotated[str, Field(pattern=r"^[^/\s]+\.(service|scope|slice)$")] | None = None
+    """A systemd unit or slice: all that is in its cgroup."""
+    match: Annotated[str, Field(min_length=1)] | None = None
+    """A regular expression for the command lines of the daemon's own user."""
+    runs: Literal[True] | None = None
+    """Whatever process of the daemon's own user owns a W&B run."""
+
+    @model_validator(mode="after")
+    def _says_who(self) -> "Self":
+        ways = {name: getattr(self, name) for name in ("pid", "pidfile", "unit", "match", "runs")}
+        if sum(value is not None for value in ways.values()) != 1:
+            raise ValueError("a [[target]] says who is meant by one of pid, pidfile, unit, match, runs = true")
+        if self.match is not None:
+            try:
+                re.compile(self.match)
+            except re.error as error:
+                raise ValueError(f"match = {self.match!r} is no regular expression: {error}") from error
+        return self
+
+
+class DaemonSettings(Settings):
+    """What ``daemon`` goes by."""
+
+    foreign: ClassVar[frozenset[str]] = frozenset(
+        {
+            "when_pending", "exit_zero", "job_id", "checkpoint_dir", "die_with_parent", "sweep", "loop", "requeue_on",
+            "max_requeues", "requeue_delay", "shield_term",
+        }
+    )  # fmt: skip
+    target: tuple[Target, ...] = ()
+
+
+_FILE_ONLY = {"providers", "target"}
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def variables() -> frozenset[str]:
@@ -115,9 +178,9 @@ def variables() -> frozenset[str]:
     return frozenset(PREFIX + name.upper() for name in names)
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+def from_environment(environ: Mapping[str, str], model: type[Settings] = Settings) -> dict[str, object]:
     """Pick our settings out of *environ*; an empty value is as good as none."""
-    names = Settings.model_fields.keys() - _FILE_ONLY
+    names = model.model_fields.keys() - _FILE_ONLY - model.foreign
     return {name: value for name in names if (value := environ.get(PREFIX + name.upper()))}
 
 
@@ -140,6 +203,11 @@ def from_file(path: str) -> dict[str, object]:
 
 
 def settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str | None) -> Settings:
+    """Put the sources together for ``watch``; see `daemon_settings`."""
+    return _put_together(Settings, flags, environ, path)
+
+
+def daemon_settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str | None) -> DaemonSettings:
     """Put the sources together.
 
     Args:
@@ -150,10 +218,16 @@ def settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str 
     Raises:
         ConfigError: one line that names the key, its source, the value and what is allowed.
     """
+    return _put_together(DaemonSettings, flags, environ, path)
+
+
+def _put_together(
+    model: type[AnySettings], flags: Mapping[str, object], environ: Mapping[str, str], path: str | None
+) -> AnySettings:
     path = path or environ.get(PREFIX + "CONFIG") or None
     sources = {
         f"configuration file {path}": from_file(path) if path else {},
-        "environment": from_environment(environ),
+        "environment": from_environment(environ, model),
         "command line": dict(flags),
     }
     merged: dict[str, object] = {}
@@ -161,15 +235,23 @@ def settings(flags: Mapping[str, object], environ: Mapping[str, str], path: str 
     for source, values in sources.items():
         merged.update(values)
         origin.update(dict.fromkeys(values, source))
+    known = sorted(model.model_fields.keys() - model.foreign)
+    for key in merged:
+        if key not in known:
+            raise ConfigError(f"{origin[key]}: unknown key {key!r}; known keys are {', '.join(known)}")
     try:
-        return Settings.model_validate(merged)
+        return model.model_validate(merged)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(Settings.model_fields))
-            raise ConfigError(f"{origin[key]}: unknown key {key!r}; known keys are {known}") from error
-        said = merged.get(key)
-        raise ConfigError(
-            f"{origin[key]}: {key.replace('_', '-')} = {said!r:.60}: {first['msg'].removeprefix('Value error, ')}"
-        ) from error
+        raise ConfigError(f"{origin[key]}: {_said(key, merged.get(key))}: {_wrong(first)}") from error
+
+
+def _said(key: str, value: object) -> str:
+    """Quote the setting, unless it is a secret."""
+    return key if key == "webhook" else f"{key.replace('_', '-')} = {value!r:.60}"
+
+
+def _wrong(error: "ErrorDetails") -> str:
+    where = ".".join(str(part) for part in error["loc"][1:])
+    return f"{where and where + ': '}{error['msg'].removeprefix('Value error, ')}"

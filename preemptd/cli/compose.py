@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import preemptd
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
 from preemptd.cli.jobs import Ended, Job, Made, Providers
+from preemptd.cli.observing import observers
 from preemptd.cli.resuming import look, resumption_of
 from preemptd.cli.saying import command_of, write_start
 from preemptd.config import PREFIX
@@ -43,7 +44,7 @@ def run(job: Job) -> Ended:
     journal.add(Log(2, job.settings.log_format))
     if job.settings.journal:
         journal.add(JournalFile(job.settings.journal, journal.warn))
-    for sink in job.sinks:
+    for sink in (*job.sinks, *observers(job.settings, job.environ, job.helpers, journal.warn)):
         journal.add(sink)
     inbox = Inbox()
     try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from preemptd.cli.options import given
+from preemptd.cli import options
 from preemptd.errors import ConfigError
 
 
@@ -14,46 +14,19 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
         list[str] | None,
         typer.Argument(metavar="-- COMMAND...", help="What to run and watch over.", show_default=False),
     ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Where notices come from (repeatable); see `preemptd providers`. Default: found out."
-        ),
-    ] = None,
-    config: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Settings in TOML, by the names used here.")
-    ] = None,
-    signal: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|USR1|USR2|TERM", help="The signal that tells. auto: USR1, else TERM, by what is caught."
-        ),
-    ] = None,
-    signal_target: Annotated[
-        str | None,
-        typer.Option(metavar="auto|main|tree", help="Who is told. auto: the topmost processes that catch the signal."),
-    ] = None,
-    grace: Annotated[
-        float | None, typer.Option(metavar="S", help="Seconds to count with where the source names none. Default: 30.")
-    ] = None,
-    lead: Annotated[
-        float | None, typer.Option(metavar="S", help="Act on a dated maintenance so many seconds ahead. Default: 120.")
-    ] = None,
-    reserve: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Seconds kept free before the deadline. Default: 15 % of the time, at most 5."),
-    ] = None,
-    kill: Annotated[
-        bool | None,
-        typer.Option("--kill", help="SIGKILL what is left when only the reserve is left.", show_default=False),
-    ] = None,
+    provider: options.Provider = None,
+    config: options.Config = None,
+    signal: options.Signal = None,
+    signal_target: options.SignalTarget = None,
+    grace: options.Grace = None,
+    lead: options.Lead = None,
+    reserve: options.Reserve = None,
+    kill: options.Kill = None,
     when_pending: Annotated[
         str | None,
         typer.Option(metavar="hold|start|exit", help="What to do if a notice is pending at the start. Default: hold."),
     ] = None,
-    preempted_exit_code: Annotated[
-        int | None, typer.Option(metavar="N", help="Exit status after a preemption. Default: 75.")
-    ] = None,
+    preempted_exit_code: options.PreemptedExitCode = None,
     exit_zero: Annotated[
         str | None,
         typer.Option(metavar="preempted|done", help="What a told command's exit 0 means. Default: preempted."),
@@ -72,18 +45,19 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
             help="Where checkpoints go: shows whether an attempt made progress; the W&B run's id is kept there.",
         ),
     ] = None,
-    journal: Annotated[str | None, typer.Option(metavar="FILE", help="Append one JSON line an event.")] = None,
-    link: Annotated[str | None, typer.Option(metavar="PATH", help="Socket that trainers may subscribe to.")] = None,
-    state_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Locks and ledgers. Default: ~/.local/state/preemptd.")
-    ] = None,
-    no_wandb: Annotated[
-        bool | None, typer.Option("--no-wandb", help="Leave W&B runs alone.", show_default=False)
-    ] = None,
-    log_format: Annotated[str | None, typer.Option(metavar="text|json", help="Of what we say on stderr.")] = None,
-    dry_run: Annotated[
-        bool | None, typer.Option("--dry-run", help="Say who would be told; touch nobody.", show_default=False)
-    ] = None,
+    on_notice: options.OnNotice = None,
+    on_saved: options.OnSaved = None,
+    on_exit: options.OnExit = None,
+    webhook: options.Webhook = None,
+    webhook_file: options.WebhookFile = None,
+    webhook_format: options.WebhookFormat = None,
+    listen: options.Listen = None,
+    journal: options.Journal = None,
+    link: options.Link = None,
+    state_dir: options.StateDir = None,
+    no_wandb: options.NoWandb = None,
+    log_format: options.LogFormat = None,
+    dry_run: options.DryRun = None,
     die_with_parent: Annotated[
         bool | None,
         typer.Option("--die-with-parent", help="SIGTERM to the command if preemptd is killed.", show_default=False),
@@ -126,7 +100,7 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
 
     Each option is also PREEMPTD_<NAME> in the environment and a key of the configuration file.
     """
-    flags = given(locals())
+    flags = options.given(locals())
     if not command:
         raise ConfigError("no command: preemptd watch [options] -- COMMAND...")
     from preemptd.cli.compose import run
