@@ -1,4 +1,4 @@
-"""Makes those who hear of what happens besides the log and ``--journal``: only what the settings ask for is imported."""
+"""Makes those who hear of what happens besides the log and ``--journal``: only what is asked for is imported."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from preemptd.targets.reaping import Helpers
 
 
 def observers(
-    settings: Settings,
+    settings: Settings,  # noqa: ARG001
     environ: Mapping[str, str],  # noqa: ARG001
     helpers: Helpers,  # noqa: ARG001
     warn: Callable[[str], None],  # noqa: ARG001
