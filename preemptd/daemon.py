@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from functools import partial
 from signal import Signals
 
+from preemptd.answering import Answering
 from preemptd.errors import CommandError, place_of
 from preemptd.escalating import Escalating
-from preemptd.escalation import Step, Timing, notified
+from preemptd.escalation import Step, Timing
 from preemptd.events import (
     Event,
     LedgerWritten,
@@ -31,12 +32,12 @@ from preemptd.events import (
     TargetExited,
     WatchChanged,
 )
-from preemptd.model import Outcome, Run
+from preemptd.model import Outcome
 from preemptd.notices import Meaning
-from preemptd.parts import Parts, Timers
+from preemptd.parts import Parts, Supervised, Timers
 from preemptd.provider import Conclusion
 from preemptd.settling import Ending
-from preemptd.supervision import STOPS, Supervision
+from preemptd.supervision import STOPS
 from preemptd.telling import Telling
 from preemptd.watching import Watching
 
@@ -50,6 +51,8 @@ LOOK_EVERY = 5.0
 """Seconds between scans while nothing is announced: keeps what telling needs warm."""
 CONCLUDE_WITHIN = 5.0
 """Seconds at the most for the providers' last word: a SLURM controller may hang."""
+DECIDE_WITHIN = 300.0
+"""Seconds for it if nobody can say yet what was announced: a job that is to come back would be lost otherwise."""
 WARN_AFTER = 30.0
 """Seconds after the start at which a training has its handlers, if it will ever have any."""
 
@@ -57,19 +60,18 @@ WARN_AFTER = 30.0
 class Daemon:
     """Runs from the start of the command, or the taking over of one that runs already, to our exit status."""
 
-    def __init__(self, parts: Parts, timing: Timing, supervision: Supervision) -> None:
+    def __init__(self, parts: Parts, timing: Timing, supervision: Supervised) -> None:
         self._parts = parts
         self._supervision = supervision
         self._timers = Timers()
         self._watching = Watching(parts)
         self._telling = Telling(parts, self._timers, supervision.id.pid)
         self._escalating = Escalating(parts, self._timers, timing, self._telling)
+        self._answering = Answering(parts, self._timers, supervision, self._watching, self._telling, self._escalating)
         self._outcome: Outcome | None = None
-        self._runs: Sequence[Run] = ()
         self._terminated_in = 0
         """Number of the escalation in which SIGTERM has come to us."""
         self._said_held = False
-        self._asking: list[int] = []
         self._sent_away = False
         """The command has ended, and somebody does not want us to wait for those who still save."""
 
@@ -90,6 +92,7 @@ class Daemon:
         self._parts.nodes.start()
         self._watching.start()
         try:
+            self._answering.beat()
             self._begin()
             while self._escalating.waits(ended=self._outcome is not None, sent_away=self._sent_away):
                 event = self._parts.inbox.get(self._timers.wait())
@@ -101,6 +104,7 @@ class Daemon:
                     raise
                 except Exception as error:  # noqa: BLE001 - a bug in here must not cost the training
                     self._parts.journal.warn(f"internal error, please report it: {error!r} at {place_of(error)}")
+            self._answering.end()
             return self._end(self._outcome or Outcome(128 + Signals.SIGKILL, known=False))
         finally:
             if not stays:
@@ -124,8 +128,7 @@ class Daemon:
             case ProvidersProbed():
                 self._watching.probed(event)
             case Scanned():
-                self._telling.scanned(event.processes)
-                self._answer_all()
+                self._scanned(event)
             case MarkingDone():
                 self._telling.marking_done(event.asked)
             case LedgerWritten():
@@ -135,7 +138,7 @@ class Daemon:
             case RunEnded():
                 self._escalating.ended(event)
             case RunsFound():
-                self._runs = event.runs
+                self._answering.runs = event.runs
             case LinkJoined():
                 self._telling.joined(event)
             case LinkLeft():
@@ -143,11 +146,17 @@ class Daemon:
             case LinkSaid():
                 self._telling.heard(event)
             case LinkAsked():
-                self._answer(event)
+                self._answering.take(event)
             case TargetExited():
                 self._take_outcome(event.outcome)
         if self._supervision.held and self._watching.all_answered:
             self._decide()
+
+    def _scanned(self, event: Scanned) -> None:
+        self._telling.scanned(event.processes)
+        self._answering.answer_all()
+        if self._escalating.needs_no_time:
+            self._watching.relax()
 
     # -- start ---------------------------------------------------------------------------------------------------
 
@@ -168,9 +177,10 @@ class Daemon:
             self._outcome = Outcome(128 + Signals.SIGKILL)
         elif self._escalating.current is None:
             self._release()
-        elif self._parts.settings.when_pending == "exit":
+        elif self._escalating.is_irrevocable or self._parts.settings.when_pending == "exit":
+            why = "it will not be taken back" if self._escalating.is_irrevocable else "--when-pending exit"
             self._supervision.abandon()
-            self._parts.journal.warn("not started: a notice is pending (--when-pending exit)")
+            self._parts.journal.warn(f"not started: a notice is pending ({why})")
             self._outcome = Outcome(self._parts.settings.preempted_exit_code)
         elif not self._said_held:
             self._said_held = True
@@ -215,6 +225,10 @@ class Daemon:
             # GCE may shut down at once: who is told in a moment must not die of SIGTERM, nor torchrun above it.
             self._timers.after(TELLING_SOON, partial(self._pass_on, event))
             return
+        if self._supervision.is_left_alone and event.signum in STOPS:
+            self._sent_away = True
+            self._take_outcome(self._supervision.signal(event))
+            return
         escalation = self._escalating.current
         told = len(self._telling.roll) > 0 or self._parts.nodes.reached
         terminated = told and event.signum is Signals.SIGTERM
@@ -228,37 +242,13 @@ class Daemon:
             self._telling.agents.pass_on(event.signum, self._telling.selection)
         self._take_outcome(self._supervision.signal(event))
 
-    def _answer(self, event: LinkAsked, *, at_once: bool = False) -> None:
-        if event.verb == "notify":
-            self._escalating.notice(notified(event.fields, self._timers.now()))
-        self._asking.append(event.peer)
-        self._answer_all() if at_once else self._telling.look()
-
-    def _answer_all(self) -> None:
-        """Answer those who asked since the last look: who would be told is as old as the picture."""
-        for peer in self._asking:
-            self._parts.link.answer(peer, {"type": "status", **self._status()})
-        self._asking.clear()
-
-    def _status(self) -> dict[str, object]:
-        return {
-            "pid": self._supervision.id.pid,
-            "held": self._supervision.held,
-            "providers": sorted(self._watching.providers),
-            "watches": self._watching.status(),
-            "runs": [run.run_id for run in self._runs],
-            **self._telling.status(),
-            "notices": self._escalating.status(),
-            **self._parts.settings.model_dump(include={"signal", "signal_target", "dry_run", "no_wandb"}),
-        }
-
     def settle(self, conclusion: Conclusion, budget: float) -> Sequence[str]:
         """Have the providers do what only they can, as the last act; return what was done."""
         return self._watching.settle(conclusion, budget)
 
     def hold(self, why: str) -> None:
         """After `run(stays=True)` and all else: do not end while a notice is open."""
-        self._escalating.hold(why, partial(self._answer, at_once=True))
+        self._escalating.hold(why, partial(self._answering.take, at_once=True))
 
     def close(self) -> None:
         self._watching.close()
@@ -275,7 +265,10 @@ class Daemon:
                     self._escalating.conclude(notice)
         self._parts.nodes.sync()
         spare = self._escalating.current.deadline - self._timers.now() if self._escalating.current else 60.0
-        for notice in self._watching.conclude(max(1.0, min(CONCLUDE_WITHIN, spare / 2))):
+        undecided = self._escalating.meaning is Meaning.UNDECIDED
+        for notice in self._watching.conclude(
+            DECIDE_WITHIN if undecided else max(1.0, min(CONCLUDE_WITHIN, spare / 2))
+        ):
             self._escalating.conclude(notice)
 
     def _end(self, outcome: Outcome) -> Ending:
@@ -296,5 +289,6 @@ class Daemon:
             saved=roll.saved > 0,
             since_notice=None if escalation is None else now - escalation.began,
             spare=None if escalation is None else escalation.deadline - now,
+            running=self._supervision.started and self._outcome is None,
             agent_ended=bool(self._telling.agents.ended),
         )

@@ -104,6 +104,20 @@ class Escalating:
         """What the end of the command will mean, if it was told of something."""
         return self._without_escalation if self.current is None else self.current.meaning
 
+    @property
+    def is_irrevocable(self) -> bool:
+        """What is open will not be taken back."""
+        return self.current is not None and any(notice.irrevocable for notice in self.current.notices)
+
+    @property
+    def needs_no_time(self) -> bool:
+        """A notice is open, and whoever can be told was told, and has saved or left: the platform may go on."""
+        telling = self._telling
+        if self.current is None or telling.about_to_tell:
+            return False
+        untold = any(choice.process.id not in telling.roll for choice in telling.selection.told)
+        return not (untold or telling.selection.unreachable or telling.roll.owes(telling.processes))
+
     def let_go(self) -> None:
         """Tell from now on: the command is no longer held back."""
         self._holding = False

@@ -9,10 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from preemptd.errors import place_of
+
 Line = Mapping[str, object]
 
 WRITABLE_WITHIN = 1.0
 """Seconds that the log waits, once, for a pipe that is full: one that nobody reads loses lines, it does not stop us."""
+LOOK_EVERY = 0.005
+"""Seconds between two looks of one who waits in the main thread, where no `Event` may be waited for."""
 SAME_END = 2.0
 """Seconds by which the end of a notice may differ that is not said once more."""
 
@@ -33,7 +37,8 @@ class Journal:
 
     def __init__(self) -> None:
         self._sinks: list[Sink] = []
-        self._lines: queue.SimpleQueue[Line | None] = queue.SimpleQueue()
+        self._failed: set[int] = set()
+        self._lines: queue.SimpleQueue[Line | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
 
     def add(self, sink: Sink) -> None:
@@ -54,12 +59,23 @@ class Journal:
         """Show *text* on the last line of a terminal; nowhere else."""
         self._lines.put({"event": "progress", "text": text})
 
+    def flush(self, timeout: float) -> None:
+        """Wait until the sinks have all that was written so far, no longer than *timeout* seconds."""
+        passed = threading.Event()
+        self._lines.put(passed)
+        end = time.monotonic() + timeout
+        while self._thread.is_alive() and not passed.is_set() and time.monotonic() < end:
+            time.sleep(LOOK_EVERY)
+
     def close(self, timeout: float = 2.0) -> None:
         """Write out what is left, within *timeout* seconds; also what was said before a start that never came."""
         self._lines.put(None)
-        if self._thread.ident is None:
-            self._thread.start()
-        self._thread.join(timeout)
+        try:
+            if self._thread.ident is None:
+                self._thread.start()
+            self._thread.join(timeout)
+        except RuntimeError:  # no more threads here
+            self._run()
 
     def _run(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -70,52 +86,20 @@ class Journal:
         for sink in self._sinks:
             sink.close()
 
-    def _pass_on(self, line: Line) -> None:
-        for sink in self._sinks:
-            sink.write(line)
-
-
-class Lines:
-    """Keeps the lines: complete after `Journal.close`."""
-
-    def __init__(self) -> None:
-        self.lines: list[Line] = []
-
-    def write(self, line: Line) -> None:
-        if line["event"] != "progress":
-            self.lines.append(line)
-
-    def close(self) -> None:
-        pass
-
-
-class JournalFile:
-    """``--journal FILE``. A file that cannot be written is said once, through *complain*, and then left alone."""
-
-    def __init__(self, path: str, complain: Callable[[str], None]) -> None:
-        self._path = path
-        self._complain = complain
-        self._fd: int | None = None
-        try:
-            # A FIFO that nobody reads would hold us up for ever: it is refused instead.
-            self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
-            os.set_blocking(self._fd, True)
-        except OSError as error:
-            complain(f"journal {path} cannot be opened ({error.strerror}): no journal is kept")
-
-    def write(self, line: Line) -> None:
-        if self._fd is None or line["event"] == "progress":
+    def _pass_on(self, line: Line | threading.Event) -> None:
+        if isinstance(line, threading.Event):
+            line.set()
             return
-        try:
-            os.write(self._fd, json.dumps(line, default=str).encode() + b"\n")
-        except OSError as error:
-            self.close()
-            self._complain(f"journal {self._path} cannot be written ({error.strerror}): no journal is kept from here")
+        for sink in self._sinks:
+            self._give(sink, line)
 
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+    def _give(self, sink: Sink, line: Line) -> None:
+        try:
+            sink.write(line)
+        except Exception as error:  # noqa: BLE001 - a bug, or no thread to be had: the other sinks go on
+            if id(sink) not in self._failed:
+                self._failed.add(id(sink))
+                self.warn(f"{type(sink).__name__} failed: {error} at {place_of(error)}")
 
 
 class Log:
@@ -194,6 +178,12 @@ def _started(line: Line) -> str:
     return f"{line['command']} {again} as pid {line['pid']}{attempt}"
 
 
+def _target(line: Line) -> str:
+    why = f": {line['why']}" if line["why"] else ""
+    pid = "" if line["pid"] is None else f" (pid {line['pid']})"
+    return f"target {line['name']} {line['state']}{pid}{why}"
+
+
 def _provider(line: Line) -> str:
     state, name = line["state"], line["provider"]
     words = {
@@ -257,8 +247,22 @@ def _escalated(line: Line) -> str:
     return f"time is nearly up: {line['step']} to pids {line['pids']}"
 
 
+def _hook(line: Line) -> str:
+    last = f": {str(line['output']).splitlines()[-1]}" if line["output"] else ""
+    return f"the command of --on-{line['on']} {line['why']} (after {_ms(line['ms'])}){last}" if line["why"] else ""
+
+
+def _webhook(line: Line) -> str:
+    if line["state"] == "outage":
+        return f"warning: the webhook is not reached: {line['why']}"
+    return f"the webhook is reached again, {line['lost']} messages were lost"
+
+
 _WORDS: Mapping[str, Callable[[Line], str]] = {
     "started": _started,
+    "serving": lambda line: f"looking after {line['targets']} targets",
+    "target": _target,
+    "stopped": lambda line: f"ends: {line['why']}",
     "provider": _provider,
     "notice": _notice,
     "advice": _advice,
@@ -273,8 +277,10 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "done": _acknowledged,
     "escalated": _escalated,
     "revoked": lambda line: f"{line['provider']} takes its notice back",
-    "exited": lambda line: _exited(line) if line["told"] else "",
+    "exited": lambda line: _exited(line) if line["told"] and line["status"] is not None else "",
     "settled": _settled,
+    "hook": _hook,
+    "webhook": _webhook,
     "warning": lambda line: f"warning: {line['text']}",
 }
 

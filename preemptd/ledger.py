@@ -15,6 +15,14 @@ from preemptd.events import LedgerWritten
 from preemptd.model import ProcessId
 
 
+class TakenError(ConfigError):
+    """Somebody else holds the page."""
+
+    def __init__(self, job: str, pid: str) -> None:
+        super().__init__(f"job {job} is already watched by pid {pid}: end that one, or give another --job-id")
+        self.pid = pid
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """One telling: remembered so that nobody hears of the same event twice."""
@@ -116,7 +124,7 @@ class JobLedger:
         self._changed = threading.Condition()
         self._pending: tuple[int, Record] | None = None
         self._number = 0
-        self._broken = self._closing = False
+        self._broken = self._complained = self._closing = False
         self._lock = self._take_lock(directory, job)
         self.record = self._read()
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -140,9 +148,7 @@ class JobLedger:
                 self._broken = True
                 self._complain(f"{path} cannot be locked ({error.strerror}): a second watch of this job goes unnoticed")
                 return None
-            raise ConfigError(
-                f"job {job} is already watched by pid {pid}: end that one, or give another --job-id"
-            ) from error
+            raise TakenError(job, pid) from error
         with contextlib.suppress(OSError):  # a full disk: only the message to a second watch is poorer
             os.truncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -206,6 +212,7 @@ class JobLedger:
             with os.fdopen(fd, "wb") as file:
                 file.write(_encode(record))
             os.rename(new, self._path)
-        except OSError as error:
-            self._broken = True
-            self._complain(f"ledger {self._path} cannot be written ({error.strerror}): a restart may tell twice")
+        except OSError as error:  # the next record is tried again: there may be room by then
+            if not self._complained:
+                self._complained = True
+                self._complain(f"ledger {self._path} cannot be written ({error.strerror}): a restart may tell twice")

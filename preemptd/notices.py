@@ -80,3 +80,5 @@ class Notice:
     killed_in: float | None = None
     """Seconds from *observed* to the platform's SIGKILL to all of us: `settle` comes before it, whether or not the
     command has ended. None: nothing says so."""
+    irrevocable: bool = False
+    """It is never taken back: a command that has not been started yet is not held for that, and we end at once."""

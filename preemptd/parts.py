@@ -3,14 +3,16 @@
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from signal import Signals
+from typing import Protocol, runtime_checkable
 
 from preemptd.config import Settings
 from preemptd.escalation import Escalation
-from preemptd.events import Inbox, MarkingDone
+from preemptd.events import Inbox, MarkingDone, SignalArrived
 from preemptd.journal import Journal
 from preemptd.ledger import Ledger
-from preemptd.model import Process, ProcessId
+from preemptd.model import Outcome, Process, ProcessId
+from preemptd.notices import Notice
 from preemptd.provider import Provider
 from preemptd.targets.scanner import Scanner
 
@@ -71,7 +73,6 @@ class Link(Protocol):
 
     def sync(self) -> None:
         """Wait, a moment at the most, until all that peers have sent up to now is in the inbox."""
-        ...
 
     def close(self) -> None: ...
 
@@ -129,19 +130,20 @@ class Nodes(Protocol):
     """Our agents on the nodes of a job that srun reaches: `nodes.steps.JobSteps`, or `NoNodes`."""
 
     @property
+    def present(self) -> int:
+        """How many nodes have an agent of ours."""
+
+    @property
     def covers(self) -> bool:
         """Who is not in our tree may be told by an agent."""
-        ...
 
     @property
     def reached(self) -> bool:
         """Somebody was told of the open notices there."""
-        ...
 
     @property
     def told(self) -> frozenset[ProcessId]:
         """Who was, among the processes of this machine."""
-        ...
 
     def start(self) -> None: ...
 
@@ -162,6 +164,7 @@ class Nodes(Protocol):
 class NoNodes:
     """All that is to be told is in our tree; for an agent itself (*covers*) it is not."""
 
+    present: int = 0
     covers: bool = False
     reached: bool = False
     told: frozenset[ProcessId] = frozenset()
@@ -188,6 +191,63 @@ class NoNodes:
         pass
 
 
+@runtime_checkable
+class Pulse(Protocol):
+    """Who wants to know that the loop turns: systemd's watchdog, /healthz; or `NoPulse`."""
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds from one beat to the next; None: one at the start is enough."""
+        ...
+
+    def beat(self, status: Callable[[], Mapping[str, object]]) -> None:
+        """Take it that the loop turns; *status* makes what `preemptd status` shows. Never blocks."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NoPulse:
+    """Nobody does."""
+
+    interval: float | None = None
+
+    def beat(self, status: Callable[[], Mapping[str, object]]) -> None:
+        pass
+
+
+class Supervised(Protocol):
+    """What the daemon is there for: the command of `supervision.Supervision`, or the targets of `fleet.Fleet`."""
+
+    started: bool
+    held: bool
+    """It waits for `release`."""
+    is_left_alone: bool
+    """A stop is meant for us alone: others start and stop what we look after, and what we know is in the ledger."""
+
+    @property
+    def id(self) -> ProcessId: ...
+
+    def release(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    def signal(self, event: SignalArrived) -> Outcome | None:
+        """Deal with an ordinary signal; the outcome, when it means that all is over."""
+        ...
+
+    def keep(self, signum: Signals) -> None: ...
+
+    def note(self, signum: Signals) -> None: ...
+
+    def give(self, notice: Notice) -> None: ...
+
+    def children(self) -> Outcome | None: ...
+
+    def targets(self) -> Sequence[Mapping[str, object]]:
+        """List the targets of a daemon, for its status."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """The collaborators, made and validated before the command starts."""
@@ -201,6 +261,7 @@ class Parts:
     link: Link
     outer: Outer
     nodes: Nodes
+    pulse: Pulse
     providers: Mapping[str, Provider]
     """By name: those that are certain to be at home here."""
     reasons: Mapping[str, str]

@@ -1,5 +1,6 @@
 """One thread a watch: it looks again and again, and puts into the inbox what is new."""
 
+import contextlib
 import math
 import os
 import random
@@ -43,6 +44,7 @@ NOTICE_TYPES = {
     "already_sent": (frozenset,),
     "meaning": (Meaning,),
     "killed_in": (int, float, NoneType),
+    "irrevocable": (bool,),
 }
 
 
@@ -86,7 +88,7 @@ class News:
 def _is_news(before: Notice, now: Notice) -> bool:
     if before.level is not now.level or before.final is not now.final or before.meaning is not now.meaning:
         return True
-    if (before.killed_in is None) is not (now.killed_in is None):
+    if (before.killed_in is None) is not (now.killed_in is None) or before.irrevocable is not now.irrevocable:
         return True
     return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
 
@@ -135,7 +137,7 @@ class _Stopper:
 class Poller:
     """Looks through one watch until it is stopped. Whatever the watch does, the poller goes on.
 
-    `state` and `last_good` may be read from any thread.
+    `state`, `last_good` and `every` may be read from any thread.
     """
 
     def __init__(self, watch: Watch, put: Callable[[Event], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -144,6 +146,8 @@ class Poller:
         """What the last look found; None: there was none yet."""
         self.last_good: float | None = None
         """*clock* at the last CLEAR or NOTICE; None: there was none yet."""
+        self.every: float | None = None
+        """Seconds from one look to the next while all is well; None: it waits at the server."""
         self._put = put
         self._clock = clock
         self._news = News(watch.name)
@@ -169,7 +173,8 @@ class Poller:
             if first:
                 self._stopping.set()
         if first:
-            self._closer.start()
+            with contextlib.suppress(RuntimeError):  # no more threads here: a look that hangs ends with us
+                self._closer.start()
 
     def join(self, within: float) -> None:
         """Wait for what `begin_stop` began, at most *within* seconds."""
@@ -228,8 +233,10 @@ class Poller:
         if observation.state is State.UNKNOWN:
             return back_off(self._failures, self.watch.notice_period, observation.retry_after)
         if self.watch.waits:  # one that says so and yet returns at once must not become a busy loop
+            self.every = None
             return max(0.0, SHORTEST_PAUSE - took)
-        return min(max(SHORTEST_PAUSE, self.watch.interval), LONGEST_INTERVAL)
+        self.every = min(max(SHORTEST_PAUSE, self.watch.interval), LONGEST_INTERVAL)
+        return self.every
 
 
 def stop_all(pollers: Sequence[Poller], within: float = 1.0) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -28,7 +28,9 @@ class Sent(Enum):
     """The kernel does not let us: the process belongs to another user."""
 
 
-class _Stat(NamedTuple):
+class Stat(NamedTuple):
+    """What /proc/PID/stat says, for everybody to read."""
+
     pid: int
     comm: str
     state: str
@@ -62,7 +64,7 @@ class Tree:
         self._root = root
         self._include_root = include_root
         self._group = group
-        self._known: dict[ProcessId, _Known] = {}
+        self._details = Details()
         # Absent without CONFIG_PROC_CHILDREN.
         self._walks = group is None and os.path.exists("/proc/thread-self/children")
 
@@ -71,18 +73,33 @@ class Tree:
 
         For those in *unread* the signal masks are the ones that were read last: they cost most of the time.
         """
-        stats = _walk(self._root) if self._walks else _scan(self._root, self._group, self._known)
+        stats = _walk(self._root) if self._walks else _scan(self._root, self._group, self._details)
+        wanted = (stat for stat in stats if stat.pid != self._root or self._include_root)
+        return self._details.of(wanted, unread)
+
+
+class Details:
+    """What is read of a process besides its stat, remembered from one snapshot to the next. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[ProcessId, _Known] = {}
+
+    def __contains__(self, process: object) -> bool:
+        """Say whether *process* was in the last snapshot."""
+        return process in self._known
+
+    def of(self, stats: Iterable[Stat], unread: Container[ProcessId] = ()) -> tuple[Process, ...]:
+        """Make a snapshot of *stats*; see `Tree.snapshot`."""
         known: dict[ProcessId, _Known] = {}
         processes = []
         for stat in stats:
-            if stat.pid != self._root or self._include_root:
-                process = ProcessId(stat.pid, stat.start)
-                known[process] = self._look(process, stat, process in unread)
-                processes.append(_process(stat, known[process]))
+            process = ProcessId(stat.pid, stat.start)
+            known[process] = self._look(process, stat, process in unread)
+            processes.append(_process(stat, known[process]))
         self._known = known
         return tuple(processes)
 
-    def _look(self, process: ProcessId, stat: _Stat, unread: bool) -> _Known:
+    def _look(self, process: ProcessId, stat: Stat, unread: bool) -> _Known:
         known = self._known.get(process)
         # The same exe is no proof of the same program: python that execs python keeps pid, start and exe.
         if known is None or known.layout != stat.layout or stat.layout == _HIDDEN:
@@ -95,15 +112,23 @@ class Tree:
         return known
 
 
+def everybody() -> Iterator[Stat]:
+    """Look at every process that this /proc shows."""
+    for name in os.listdir("/proc"):
+        stat = stat_of(int(name)) if name.isdecimal() else None
+        if stat is not None:
+            yield stat
+
+
 def process_id(pid: int) -> ProcessId | None:
     """Identify the process that has *pid* now; None if there is none, or only a zombie."""
-    stat = _stat(pid)
+    stat = stat_of(pid)
     return None if stat is None or stat.state in _GONE_STATES else ProcessId(pid, stat.start)
 
 
 def parent(pid: int) -> int:
     """Return the pid of the parent of *pid*; 0: it is gone, or its parent is outside of our pid namespace."""
-    stat = _stat(pid)
+    stat = stat_of(pid)
     return stat.ppid if stat else 0
 
 
@@ -147,7 +172,7 @@ def machine_life() -> str:
         namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:
         namespace = "-"
-    first = _stat(1)
+    first = stat_of(1)
     return f"{boot}:{namespace}:{first.start if first else '-'}"
 
 
@@ -183,19 +208,19 @@ def _kill(fd: int, pid: int, signum: int) -> None:
         os.kill(pid, signum)
 
 
-def _walk(root: int) -> list[_Stat]:
+def _walk(root: int) -> list[Stat]:
     """Go down from *root* by task/*/children, then look once more at its direct children.
 
     A process whose parent dies meanwhile is missed by the first look and found by the second one.
     """
-    top = _stat(root)
+    top = stat_of(root)
     stats = [] if top is None else [top]
     seen = {root}
     for _ in range(2):
         pids = [pid for pid in (_children(top) if top else []) if pid not in seen]
         while pids:
             pid = pids.pop()
-            stat = None if pid in seen else _stat(pid)
+            stat = None if pid in seen else stat_of(pid)
             if stat is not None:
                 seen.add(pid)
                 stats.append(stat)
@@ -203,17 +228,15 @@ def _walk(root: int) -> list[_Stat]:
     return stats
 
 
-def _scan(root: int, group: int | None, known: Container[ProcessId] = ()) -> list[_Stat]:
+def _scan(root: int, group: int | None, known: Container[ProcessId] = ()) -> list[Stat]:
     """Find the same by reading every process of the machine; with *group* its members too, and all that is *known*."""
-    children: dict[int, list[_Stat]] = {}
-    found: list[_Stat] = []
-    for name in os.listdir("/proc"):
-        stat = _stat(int(name)) if name.isdecimal() else None
-        if stat is not None:
-            children.setdefault(stat.ppid, []).append(stat)
-            grouped = group is not None and (stat.pgid == group or ProcessId(stat.pid, stat.start) in known)
-            if stat.pid == root or grouped:
-                found.append(stat)
+    children: dict[int, list[Stat]] = {}
+    found: list[Stat] = []
+    for stat in everybody():
+        children.setdefault(stat.ppid, []).append(stat)
+        grouped = group is not None and (stat.pgid == group or ProcessId(stat.pid, stat.start) in known)
+        if stat.pid == root or grouped:
+            found.append(stat)
     seen = {stat.pid for stat in found}
     for above in found:  # grows while it is walked
         below = [stat for stat in children.get(above.pid, []) if stat.pid not in seen]
@@ -222,7 +245,7 @@ def _scan(root: int, group: int | None, known: Container[ProcessId] = ()) -> lis
     return found
 
 
-def _children(stat: _Stat) -> list[int]:
+def _children(stat: Stat) -> list[int]:
     tasks = [str(stat.pid)]
     if stat.threads > 1:
         try:
@@ -232,7 +255,8 @@ def _children(stat: _Stat) -> list[int]:
     return [int(pid) for task in tasks for pid in read(f"/proc/{stat.pid}/task/{task}/children").split()]
 
 
-def _stat(pid: int) -> _Stat | None:
+def stat_of(pid: int) -> Stat | None:
+    """Look at the process that has *pid* now, be it a zombie; None: there is none, or it is hidden."""
     text = read(f"/proc/{pid}/stat")
     end = text.rfind(b")")  # a name may hold parentheses and blanks
     if end < 0:
@@ -242,10 +266,10 @@ def _stat(pid: int) -> _Stat | None:
     # proc(5) counts from 1 and from the pid: field n is fields[n - 3].
     layout = (fields[25], *fields[45:49])
     ppid, pgid, threads, start = (int(fields[n]) for n in (1, 2, 17, 19))
-    return _Stat(pid, comm, fields[0].decode(), ppid, pgid, threads, start, layout)
+    return Stat(pid, comm, fields[0].decode(), ppid, pgid, threads, start, layout)
 
 
-def _process(stat: _Stat, known: _Known) -> Process:
+def _process(stat: Stat, known: _Known) -> Process:
     blocked, ignored, caught = known.masks or Masks()
     who = stat.pid, stat.start, stat.ppid, stat.pgid, stat.state, stat.comm
     return Process(*who, known.cmdline, known.exe, caught, blocked, ignored)

@@ -37,6 +37,8 @@ class Ending:
     """Seconds; None: no notice is open."""
     spare: float | None
     """Seconds left to the deadline; None: no notice is open."""
+    running: bool = False
+    """It still runs, and the platform is about to kill it: *outcome* says what will become of it."""
     agent_ended: bool = False
     """We ended a W&B agent for the notice: whatever its training says of itself, the sweep is to go on."""
 
@@ -85,7 +87,8 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         own = "its own status" if outcome.status else f"{UNDONE}, for its own status 0 would say that it is done,"
         why = f"preempted {futile} times in a row without a new checkpoint: {own} is passed on"
         return Settled(outcome.status or UNDONE, True, why, futile)
-    return Settled(settings.preempted_exit_code, True, f"preempted (its own status was {outcome.status})", futile)
+    own = "it still ran" if ending.running else f"its own status was {outcome.status}"
+    return Settled(settings.preempted_exit_code, True, f"preempted ({own})", futile)
 
 
 def _unstarted(ending: Ending, settings: Settings, futile: int) -> Settled:

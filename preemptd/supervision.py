@@ -1,6 +1,6 @@
 """The command under supervision: held, started, signalled, stopped and resumed, and at last ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from signal import SIG_IGN, Signals, getsignal
 
 from preemptd.events import SignalArrived
@@ -26,6 +26,8 @@ def signals_to_catch() -> frozenset[Signals]:
 
 class Supervision:
     """The target: a `Child`, or an `Attached` training that an earlier preemptd started. Runs in the loop's thread."""
+
+    is_left_alone = False
 
     def __init__(self, target: Child | Attached, helpers: Helpers, started: Callable[[], None]) -> None:
         """Make it; *started* is called when the command runs."""
@@ -116,6 +118,10 @@ class Supervision:
                     self._target.suspend_with()
         self._helpers.reap_orphans(but_not=self._target.pid)
         return outcome
+
+    def targets(self) -> Sequence[Mapping[str, object]]:
+        """List nothing: all that there is of one command, the processes say."""
+        return ()
 
     def finish(self) -> None:
         """Let go: reap it, give the terminal back."""

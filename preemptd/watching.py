@@ -29,6 +29,7 @@ class Watching:
         self._pollers: dict[str, Poller] = {}
         self._provider_of: dict[str, str] = {}
         self._unanswered: set[str] = set()
+        self._said_none = False
         self._out: set[str] = set()
         """Watches of which an outage was written down, and not its end."""
         self._silent: dict[str, str] = {}
@@ -40,7 +41,7 @@ class Watching:
             self._watch(name, provider, self._parts.reasons.get(name, ""))
 
     def probe(self) -> None:
-        """Ask the network for the others, in threads; `ProvidersProbed` comes within about a second."""
+        """Ask the network for the others, in threads; `ProvidersProbed` comes within about a second, perhaps again."""
         probe_all(self._parts.candidates, self._parts.inbox.put)
 
     def probed(self, event: ProvidersProbed) -> None:
@@ -48,9 +49,10 @@ class Watching:
             if provider.name in event.found:
                 self.providers[provider.name] = provider
                 self._watch(provider.name, provider, event.found[provider.name])
-            else:
+            elif event.last:
                 provider.close()
-        if not self.providers:
+        if not self.providers and not self._said_none:
+            self._said_none = True
             self._parts.journal.write(
                 "provider",
                 provider=None,
@@ -116,14 +118,19 @@ class Watching:
         for name, provider in self.providers.items():
             self._guarded(name, partial(provider.child_started, pid), None)
 
+    def relax(self) -> None:
+        for name, provider in self.providers.items():
+            self._guarded(name, provider.relax, None)
+
     def status(self) -> Sequence[Mapping[str, object]]:
-        """Describe each watch, with the seconds since its last good answer (None: there was none)."""
+        """Describe each watch: seconds since its last good answer (None: there was none), and from look to look."""
         now = time.monotonic()
         return [
             {
                 "watch": name,
                 "state": poller.state.value if poller.state else None,
                 "last_good_s": None if poller.last_good is None else round(now - poller.last_good, 1),
+                "every_s": poller.every,
             }
             for name, poller in self._pollers.items()
         ]

@@ -11,11 +11,12 @@ from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Timing
 from preemptd.events import Event, Inbox, LinkJoined, LinkSaid, NoticeArrived, NoticeRevoked, SignalArrived
-from preemptd.journal import Journal, Lines
+from preemptd.journal import Journal
+from preemptd.journal_file import Lines
 from preemptd.ledger import Ledger, NoLedger
 from preemptd.model import Outcome, Process, ProcessId
 from preemptd.notices import Kind, Level, Notice
-from preemptd.parts import Marking, Message, NoLink, NoMarker, NoNodes, NoOuter, Parts
+from preemptd.parts import Marking, Message, NoLink, NoMarker, NoNodes, NoOuter, NoPulse, Parts
 from preemptd.provider import Provider
 from preemptd.settling import Ending
 from preemptd.supervision import Supervision
@@ -130,6 +131,7 @@ class World:
             link=self.link,
             outer=NoOuter(),
             nodes=NoNodes(),
+            pulse=NoPulse(),
             providers=providers or {},
             reasons={},
             candidates=(),

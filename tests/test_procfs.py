@@ -285,7 +285,7 @@ def test_the_scan_of_all_processes_finds_what_the_walk_finds() -> None:
             assert {stat.pid for stat in walked} == {stat.pid for stat in scanned}
 
 
-def _if_all(stats: list[procfs._Stat], count: int) -> list[procfs._Stat]:
+def _if_all(stats: list[procfs.Stat], count: int) -> list[procfs.Stat]:
     return stats if len(stats) == count else []
 
 
@@ -361,7 +361,7 @@ def test_what_is_known_of_a_process_is_forgotten_with_it() -> None:
         parent.popen.wait()
 
         assert tree.snapshot() == ()
-        assert not tree._known
+        assert not tree._details._known
 
 
 # -- the machine, and environments ---------------------------------------------------------------------------------

@@ -27,10 +27,13 @@ GO = (*range(1, 32), *range(34, 65))
         "/venv/bin/python /venv/bin/preemptd watch -- python train.py",
         "python -m preemptd watch -- python train.py",
         "/usr/bin/srun --ntasks 8 python train.py",
+        "tmux new-session -d python train.py",
+        "/usr/sbin/sshd -D",
         "-bash",
         "/bin/sh -c python~train.py;true",
         "tini -- python train.py",
         "docker run image",
+        "/usr/bin/conmon --api-version 1 -c 0123 -r /usr/bin/runc",
     ],
 )
 def test_a_launcher_is_never_told_whatever_it_catches(command: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from preemptd.model import Process, ProcessId
 from preemptd.targets.roles import Role, roles
-from preemptd.targets.selection import Policy, Reach, Selection, other_nodes, select, without
+from preemptd.targets.selection import Policy, Reach, Selection, other_nodes, select, without_own
 from tests.snapshots import AUTO, MAIN, SPAWNED, TREE, auto, process, spared, told
 
 
@@ -248,7 +248,14 @@ def test_nothing_is_said_when_all_ranks_are_here_or_nobody_knows(environs: list[
 def test_the_daemons_hooks_are_left_out_with_all_that_is_below_them() -> None:
     processes = [process(1, 0, "python train.py"), process(2, 0, "sh"), process(3, 2, "aws"), process(4, 3, "cat")]
 
-    assert [p.pid for p in without(processes, {2})] == [1]
+    assert [p.pid for p in without_own(processes, (), {2})] == [1]
+
+
+def test_what_a_hook_left_in_the_background_is_no_training_either() -> None:
+    left = process(5, 1, "rclone", pgid=2)
+    processes = [process(1, 0, "preemptd"), left, process(6, 5, "cat"), process(7, 1, "python train.py")]
+
+    assert [p.pid for p in without_own(processes, {2}, ())] == [1, 7]
 
 
 # -- whatever /proc says -------------------------------------------------------------------------------------------

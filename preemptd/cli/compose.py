@@ -5,18 +5,20 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from signal import Signals
 from typing import TYPE_CHECKING
 
 import preemptd
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
 from preemptd.cli.jobs import Ended, Job, Made, Providers
-from preemptd.cli.observing import observers
+from preemptd.cli.observing import finish, observers
 from preemptd.cli.resuming import look, resumption_of
 from preemptd.cli.saying import command_of, write_start
 from preemptd.config import PREFIX
 from preemptd.errors import CommandError, ConfigError
 from preemptd.events import Inbox, SignalArrived
-from preemptd.journal import Journal, JournalFile, Log
+from preemptd.journal import Journal, Log
+from preemptd.journal_file import JournalFile
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
 from preemptd.procfs import Tree, machine_life
@@ -44,7 +46,10 @@ def run(job: Job) -> Ended:
     journal.add(Log(2, job.settings.log_format))
     if job.settings.journal:
         journal.add(JournalFile(job.settings.journal, journal.warn))
-    for sink in (*job.sinks, *observers(job.settings, job.environ, job.helpers, journal.warn)):
+    rehearsed = job.platform_environ is not None
+    observing = observers(job.settings, job.environ, job.helpers, journal, rehearsed=rehearsed)
+    job = replace(job, sinks=(*job.sinks, *observing))
+    for sink in job.sinks:
         journal.add(sink)
     inbox = Inbox()
     try:
@@ -53,7 +58,9 @@ def run(job: Job) -> Ended:
             ended = _watch_over(job, journal, inbox, ledger)
         finally:
             ledger.close()
-        return replace(ended, by_itself=ended.by_itself and not _stop_came(inbox))
+        stops: list[int] = []
+        finish(journal, job.sinks, partial(_is_interrupted, inbox, stops))
+        return replace(ended, by_itself=ended.by_itself and not _is_interrupted(inbox, stops) and not stops)
     finally:
         journal.close()
         inbox.close()
@@ -72,8 +79,8 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
     adopted = _adopted(job, record, inbox)
     attempt = record.attempt if adopted else _attempt(job, record)
     began = record.began if adopted else time.time()
-    providers = Providers({}, {}, ()) if outer else _providers(job, attempt, began, journal)
-    link = None if outer else _link(job, inbox, journal, attempt)
+    providers = Providers({}, {}, ()) if outer else providers_of(job, attempt, began, journal)
+    link = None if outer else link_of(job, inbox, journal, attempt, settings.job_id)
     resumption = _resumption(job, journal, nested=outer is not None)
     try:
         inbox.catch(signals_to_catch())
@@ -103,11 +110,11 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
                 part.close()
 
 
-def _stop_came(inbox: Inbox) -> bool:
-    """Look for a stop signal that came when the loop had ended."""
-    return any(
-        isinstance(event, SignalArrived) and event.signum in STOPS for event in iter(partial(inbox.get, 0.0), None)
-    )
+def _is_interrupted(inbox: Inbox, stops: list[int]) -> bool:
+    """Add to *stops* the stop signals that came when the loop had ended; say whether Ctrl-C is among them."""
+    events = iter(partial(inbox.get, 0.0), None)
+    stops += [event.signum for event in events if isinstance(event, SignalArrived) and event.signum in STOPS]
+    return Signals.SIGINT in stops
 
 
 def _attempt(job: Job, record: Record) -> int:
@@ -141,7 +148,7 @@ def _outer(environ: Mapping[str, str]) -> "Outer | None":
     return nested.Outer.join(path)
 
 
-def _providers(job: Job, attempt: int, began: float, journal: Journal) -> Providers:
+def providers_of(job: Job, attempt: int, began: float, journal: Journal) -> Providers:
     """Choose and construct the providers."""
     settings = job.settings
     entries = installed()
@@ -170,8 +177,11 @@ def _providers(job: Job, attempt: int, began: float, journal: Journal) -> Provid
     return Providers({provider.name: provider for provider in built.providers}, reasons, candidates.providers)
 
 
-def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | None:
-    """Make our socket. One that the user named must work; ours of our own choice is done without if need be."""
+def link_of(job: Job, inbox: Inbox, journal: Journal, attempt: int, name: str | None) -> Server | None:
+    """Make our socket, of this *name* if nobody chose a path.
+
+    One that the user named must work; ours of our own choice is done without if need be.
+    """
     about = inbox.put, preemptd.__version__, attempt, attempt > 0
     if wish := job.settings.link:
         server = Server(wish, *about)
@@ -184,7 +194,7 @@ def _link(job: Job, inbox: Inbox, journal: Journal, attempt: int) -> Server | No
             journal.warn(f"{error}: taking one of our own")
         else:
             return server
-    path = default_link(job.environ, job.settings.job_id)
+    path = default_link(job.environ, name)
     if not is_safe(os.path.dirname(path)):
         journal.warn(f"{os.path.dirname(path)} is not only ours (choose a --link): trainers are told by signals only")
         return None

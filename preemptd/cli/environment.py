@@ -26,8 +26,9 @@ def for_command(
         resumed: what makes it go on with its W&B run.
     """
     from preemptd.config import PREFIX, variables
+    from preemptd.observe.sdnotify import VARIABLES
 
-    ours = variables()
+    ours = variables() | VARIABLES
     env = {name: value for name, value in environ.items() if name not in ours}
     # That of a program above us (a notebook) which uses wandb: its wandb-core ends with it, and is no part of this job.
     env.pop("WANDB_SERVICE", None)
@@ -50,9 +51,9 @@ def attempt_of(environ: Mapping[str, str], recorded: int) -> int:
     return int(restarts) if restarts.isascii() and restarts.isdecimal() else recorded
 
 
-def default_link(environ: Mapping[str, str], job_id: str | None) -> str:
+def default_link(environ: Mapping[str, str], name: str | None) -> str:
     """Choose a path for our socket: the same for the same job, so that its processes find a restarted daemon."""
-    return os.path.join(link_directory(environ), f"{job_id or os.getpid()}.sock")
+    return os.path.join(link_directory(environ), f"{name or os.getpid()}.sock")
 
 
 def link_directory(environ: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import typer
 
-from preemptd.cli import doctor, notify, providers, rehearse, slurm_node, status, watch
+from preemptd.cli import daemon, doctor, history, install_unit, notify, providers, rehearse, slurm_node, status, watch
 from preemptd.errors import CommandError, PreemptdError, place_of
 from preemptd.journal import printable
 
@@ -46,9 +46,12 @@ def _common(
 _WRAPS = {"allow_interspersed_args": False}
 app.command("watch", context_settings=_WRAPS)(watch.watch)
 app.command("rehearse", context_settings=_WRAPS)(rehearse.rehearse)
+app.command("daemon")(daemon.daemon)
 app.command("doctor")(doctor.doctor)
+app.command("install-unit")(install_unit.install_unit)
 app.command("providers")(providers.providers)
 app.command("status")(status.status)
+app.command("history")(history.history)
 app.command("notify")(notify.notify)
 app.command("slurm-node", hidden=True)(slurm_node.slurm_node)
 
@@ -79,6 +82,8 @@ def _run() -> int:
 def _words(error: Exception) -> str:
     if isinstance(error, PreemptdError):
         return str(error)
+    if isinstance(error, BlockingIOError) or (isinstance(error, RuntimeError) and "start new thread" in str(error)):
+        return "no more processes or threads can be started: see `ulimit -u`, and the limit of the container"
     if isinstance(error, OSError):
         return f"{error.strerror or error} ({error.filename or place_of(error)})"
     # What click raises for a bad command line; typer has a copy of click of its own, or uses the one installed.

@@ -1,5 +1,7 @@
 """After a preemption: sees to it that the job's W&B runs end as preempted, within the time that is left."""
 
+from collections.abc import Callable
+
 from preemptd.journal import Journal
 from preemptd.runs.mending import Mender, Policy, Repair
 from preemptd.runs.roster import Roster
@@ -22,6 +24,14 @@ def policy_of(ending: Ending, code: int) -> Policy | None:
 
 def mend_runs(roster: Roster, journal: Journal, policy: Policy, budget: float) -> None:
     """Mend, within *budget* seconds, what the training left: no exit record, or one with 0."""
+    mender = Mender(roster, reporter(journal))
+    mender.start(policy, budget)
+    mender.wait()
+    mender.stop()
+
+
+def reporter(journal: Journal) -> Callable[[Repair], None]:
+    """Make what writes down what became of a run."""
 
     def report(repair: Repair) -> None:
         journal.write(
@@ -34,10 +44,7 @@ def mend_runs(roster: Roster, journal: Journal, policy: Policy, budget: float) -
             ms=round(repair.ms, 1),
         )
 
-    mender = Mender(roster, report)
-    mender.start(policy, budget)
-    mender.wait()
-    mender.stop()
+    return report
 
 
 def budget_of(spare: float | None, needed: float) -> float:

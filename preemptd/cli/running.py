@@ -6,19 +6,23 @@ Imported when the command has been started, where nothing could hold it back: a 
 import gc
 import os
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 
 from preemptd.cli.job_nodes import nodes_of
 from preemptd.cli.jobs import Ended, Made
+from preemptd.cli.observing import pulses_among
 from preemptd.cli.resuming import overheard
 from preemptd.cli.saying import warn_of_leftovers, write_end
 from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Killing, Timing
 from preemptd.ledger import Ledger, Record
+from preemptd.model import Process
 from preemptd.notices import Meaning
+from preemptd.observe.pulses import Pulses
 from preemptd.parts import Marking, Nodes, NoLink, NoMarker, NoOuter, Parts
 from preemptd.provider import Conclusion
 from preemptd.runs.marker import Marker
@@ -27,13 +31,14 @@ from preemptd.settling import Ending, Settled, settle
 from preemptd.targets.agents import agent_above
 from preemptd.targets.child import Child
 from preemptd.targets.scanner import Scanner
-from preemptd.targets.selection import without
-from preemptd.written import written_since
+from preemptd.targets.selection import without_own
+from preemptd.written import progress_in
 
 LAST_WORD_WITHIN = 0.5
 """Seconds for what our agents on other nodes say last."""
-SETTLE_BUDGET = 20.0
-"""Seconds at the most for what only a provider can do at the end: a requeue, tried three times."""
+SETTLE_BUDGET = 300.0
+"""Seconds at the most for what only a provider can do at the end: a requeue, for which SLURM must answer. The job is
+lost without it, and while slurmctld is away, nobody else gets the node."""
 
 
 def supervise(made: Made) -> Ended:
@@ -120,6 +125,7 @@ def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
         link=made.link or NoLink(),
         outer=made.outer or NoOuter(),
         nodes=nodes,
+        pulse=Pulses(pulses_among(made.job.sinks)),
         providers=made.providers.certain,
         reasons=made.providers.reasons,
         candidates=made.providers.candidates,
@@ -148,8 +154,8 @@ def _settle(ending: Ending, settings: Settings, ledger: Ledger, before: Record) 
     """Decide on the exit status, and keep in the ledger what the next attempt needs."""
     record = ledger.record
     progress: bool | None = True if ending.saved else None
-    if progress is None and settings.checkpoint_dir and ending.told and os.path.isdir(settings.checkpoint_dir):
-        progress = any(file.complete for file in written_since(settings.checkpoint_dir, record.began))
+    if progress is None and settings.checkpoint_dir and ending.told:
+        progress = progress_in(settings.checkpoint_dir, record.began)
     settled = settle(ending, settings, progress, record.futile)
     if not ending.started:
         ledger.write(before)  # that was no attempt
@@ -163,9 +169,14 @@ def _settle(ending: Ending, settings: Settings, ledger: Ledger, before: Record) 
 def _leave(made: Made, settled: Settled) -> None:
     """See to what a finished command has left running."""
     job = made.job
+
+    def left() -> Sequence[Process]:
+        before = job.helpers.pids
+        return without_own(made.tree.snapshot(), before, job.helpers.pids)
+
     if job.settings.sweep:
         from preemptd.targets.sweeping import sweep
 
-        sweep(made.tree.snapshot)
+        sweep(left)
     elif settled.status == 0 and isinstance(made.target, Child):  # one that was killed may leave anything for a moment
-        warn_of_leftovers(made.journal, without(made.tree.snapshot(), job.helpers.pids), job.settings.signals)
+        warn_of_leftovers(made.journal, left(), job.settings.signals)

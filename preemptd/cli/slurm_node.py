@@ -63,7 +63,7 @@ def _serve(component: str, settings: "Settings") -> None:
 def _parts(settings: "Settings", inbox: "Inbox", journal: "Journal", roster: "Roster", place: "Place") -> "Parts":
     from preemptd.ledger import NoLedger
     from preemptd.nodes.step_tree import StepTree
-    from preemptd.parts import NoLink, NoMarker, NoNodes, NoOuter, Parts
+    from preemptd.parts import NoLink, NoMarker, NoNodes, NoOuter, NoPulse, Parts
     from preemptd.runs.marker import Marker
     from preemptd.targets.scanner import Scanner
 
@@ -78,6 +78,7 @@ def _parts(settings: "Settings", inbox: "Inbox", journal: "Journal", roster: "Ro
         link=NoLink(),
         outer=NoOuter(),
         nodes=NoNodes(covers=True),
+        pulse=NoPulse(),
         providers={},
         reasons={},
         candidates=(),

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -83,23 +83,39 @@ class Mender:
         self._threads: list[threading.Thread] = []
         self._end = 0.0
 
-    def start(self, policy: Policy, budget: float) -> None:
-        """Begin to mend every run on the roster; *budget* is in seconds, for all of them together."""
+    def start(self, policy: Policy, budget: float, chosen: Sequence[Entry] | None = None) -> None:
+        """Begin to mend the *chosen* runs, or every one on the roster.
+
+        *budget* is in seconds, for all of them together.
+        """
         self._end = time.monotonic() + budget
-        entries = _each_once(self._roster)
-        for _ in range(min(AT_ONCE, len(entries))):
-            thread = threading.Thread(target=self._work, args=(entries, policy), name="wandb-mender", daemon=True)
-            self._threads.append(thread)
+        entries = _each_once(self._roster) if chosen is None else list(chosen)
+        begun = sum(self._begin(entries, policy) for _ in range(min(AT_ONCE, len(entries))))
+        if not begun:
+            for entry in entries:
+                self._report(Repair(entry.run.run_id, False, "", "no more threads can be started", policy.code, 0.0))
+
+    def _begin(self, entries: list[Entry], policy: Policy) -> bool:
+        thread = threading.Thread(target=self._work, args=(entries, policy), name="wandb-mender", daemon=True)
+        try:
             thread.start()
+        except RuntimeError:  # no more threads here: those that have begun do all of it
+            return False
+        self._threads.append(thread)
+        return True
+
+    @property
+    def is_at_work(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
 
     def wait(self) -> bool:
         """Wait until all is done; no longer than the budget and the second that ending a process may take."""
         for thread in self._threads:
             thread.join(max(0.0, self._end + 1.0 - time.monotonic()))
-        done = not any(thread.is_alive() for thread in self._threads)
-        if not done:
+        if self.is_at_work:
             self.stop()
-        return done
+            return False
+        return True
 
     def stop(self) -> None:
         """End it now; from any thread. What is under way reports that it was stopped."""

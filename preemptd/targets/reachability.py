@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from signal import Signals
 from threading import Thread
@@ -9,6 +10,7 @@ from threading import Thread
 from preemptd import procfs
 from preemptd.discretion import discreet
 from preemptd.model import Process
+from preemptd.targets.roles import roles
 from preemptd.targets.selection import Selection, other_nodes
 
 
@@ -30,7 +32,8 @@ def warnings(selection: Selection, signals: Sequence[Signals], seen: Seen) -> It
         signals: those that would tell.
         seen: what else is known.
     """
-    if not selection.told and not seen.anybody_listens and (selection.unreachable or not seen.in_part):
+    nobody = not selection.told and not seen.anybody_listens
+    if nobody and (selection.unreachable or (not seen.in_part and _waits_for_work(selection, signals))):
         names = ", ".join(f"{in_short(process)[:60]} (pid {process.pid})" for process in selection.unreachable[:3])
         how = " or ".join(signum.name for signum in signals)
         yield (
@@ -41,6 +44,15 @@ def warnings(selection: Selection, signals: Sequence[Signals], seen: Seen) -> It
         yield text
 
 
+def _waits_for_work(selection: Selection, signals: Sequence[Signals]) -> bool:
+    """Say whether there is what may wait for work out of our sight (docker run).
+
+    What has just ended, and a shell or a wandb-core that it leaves for a moment, is not there to be told.
+    """
+    parts = roles([choice.process for choice in selection.spared], tuple(signals), frozenset())
+    return any(not choice.is_core and not parts[choice.process.pid].is_shell for choice in selection.spared)
+
+
 def warn_in_thread(selection: Selection, signals: Sequence[Signals], seen: Seen, say: Callable[[str], None]) -> None:
     """Say each of `warnings`, soon: /proc/PID/environ waits for the process's memory, which a fork locks for long."""
 
@@ -48,7 +60,8 @@ def warn_in_thread(selection: Selection, signals: Sequence[Signals], seen: Seen,
         for text in warnings(selection, signals, seen):
             say(text)
 
-    Thread(target=warn, daemon=True).start()
+    with suppress(RuntimeError):  # no more threads here; and this is on the way to the telling
+        Thread(target=warn, daemon=True).start()
 
 
 def in_short(process: Process) -> str:

@@ -34,10 +34,16 @@ class Helpers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pids: set[int] = set()
+        self._left_lock = threading.Lock()  # for what follows; never held for long
+        self._left: set[int] = set()
+        """Groups of commands that have ended, and left something in the background."""
 
     @property
     def pids(self) -> frozenset[int]:
-        return frozenset(self._pids)
+        """The commands that run, and those that have ended and left something: their process groups bear the pid."""
+        with self._left_lock:
+            self._left = {group for group in self._left if _has_members(group)}
+            return frozenset(self._pids | self._left)
 
     def popen(
         self,
@@ -58,6 +64,9 @@ class Helpers:
 
     def release(self, process: subprocess.Popen[bytes]) -> None:
         """Forget *process*, which its owner has waited for."""
+        if _has_members(process.pid):
+            with self._left_lock:
+                self._left.add(process.pid)
         with self._lock:
             self._pids.discard(process.pid)
 
@@ -107,6 +116,16 @@ class Shielded:
 
     def release(self, process: subprocess.Popen[bytes]) -> None:
         self._helpers.release(process)
+
+
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _reap(pid: int) -> bool:

@@ -18,7 +18,8 @@ _LAUNCHERS = frozenset(
         *("aprun", "hydra_pmi_proxy", "ibrun", "jsrun", "mpiexec", "mpiexec.hydra", "mpirun", "orted", "orterun"),
         *("prte", "prted", "prterun", "slurmstepd", "srun"),
         *("catatonit", "docker-init", "dumb-init", "s6-svscan", "s6-supervise", "supervisord", "tini", "tini-static"),
-        *("apptainer", "bwrap", "docker", "enroot", "nsenter", "podman", "runc", "singularity", "unshare"),
+        *("apptainer", "bwrap", "conmon", "docker", "enroot", "nsenter", "podman", "runc", "singularity", "unshare"),
+        *("dtach", "login", "screen", "sshd", "sshd-session", "su", "systemd", "tmux", "zellij"),
         *("make", "nsys", "parallel", "preemptd", "script", "setsid", "snakemake", "ssh", "sudo", "time"),
         *("timeout", "xargs"),
     }
@@ -42,6 +43,7 @@ _HELPERS = frozenset(
 )
 # In the code behind `python -c`; loky has trackers of its own by these names.
 _HELPER_CODE = ("resource_tracker", "semaphore_tracker", "multiprocessing.forkserver")
+_WATCHERS = frozenset({"daemon", "rehearse", "watch"})
 _OPTIONS_WITH_VALUE = frozenset({"-W", "-X", "--check-hash-based-pycs"})
 _REAL_TIME = sum(1 << (signum - 1) for signum in range(35, 65))
 _CRASHES = (Signals.SIGSEGV, Signals.SIGBUS)
@@ -69,11 +71,26 @@ def is_core(process: Process) -> bool:
 
 def is_agent(cmdline: Sequence[str]) -> bool:
     """Say whether this command line is that of ``wandb agent``, which starts the runs of a sweep."""
+    return _subcommand(cmdline, "wandb") == "agent"
+
+
+def is_preemptd(cmdline: Sequence[str]) -> bool:
+    """Say whether this is a command of ours."""
+    return _subcommand(cmdline, "preemptd") is not None
+
+
+def is_watcher(cmdline: Sequence[str]) -> bool:
+    """Say whether this is a preemptd that tells what is below it."""
+    return _subcommand(cmdline, "preemptd") in _WATCHERS
+
+
+def _subcommand(cmdline: Sequence[str], program: str) -> str | None:
+    """Find the first argument of *program*, which may be a Python script; None: this runs something else."""
     names = [os.path.basename(word) for word in cmdline]
-    if "wandb" not in names:
-        return False
-    runs_wandb = names[0] == "wandb" or (names[0].startswith(("python", "pypy")) and _script(cmdline) == "wandb")
-    return runs_wandb and names[names.index("wandb") + 1 :][:1] == ["agent"]
+    if program not in names:
+        return None
+    runs_it = names[0] == program or (names[0].startswith(("python", "pypy")) and _script(cmdline) == program)
+    return "".join(names[names.index(program) + 1 :][:1]) if runs_it else None
 
 
 def roles(processes: Sequence[Process], signals: Iterable[Signals], linked: Container[int] = ()) -> dict[int, Part]:

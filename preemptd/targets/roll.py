@@ -98,6 +98,10 @@ class Roll:
         """Pick the told ones out of a snapshot."""
         return tuple(process for process in processes if process.id in self._entries and process.state != "Z")
 
+    def owes(self, processes: Iterable[Process]) -> bool:
+        """Say whether some told process is still there, and has not said that it has saved."""
+        return any(not {"saved", "done"} & self._entries[process.id].said for process in self.alive(processes))
+
     def unseen(self, now: float, within: float) -> frozenset[ProcessId]:
         """List who was told over the link alone *within* seconds ago or earlier and has not even seen it."""
         return frozenset(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Sequence
 
 from preemptd.events import Scanned
 from preemptd.model import Process
-from preemptd.targets.selection import without
+from preemptd.targets.selection import without_own
 
 Snapshot = Callable[[], Sequence[Process]]
 
@@ -53,7 +53,8 @@ class Scanner:
                 return
             began = time.monotonic()
             try:
-                processes = without(self._snapshot(), self._ours())
+                before = self._ours()
+                processes = without_own(self._snapshot(), before, self._ours())
             except OSError as error:  # EMFILE, ENOMEM: the next look may fare better, and there must be one
                 logger.warning("cannot look at the processes: %s", error.strerror)
                 continue

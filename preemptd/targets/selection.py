@@ -117,9 +117,20 @@ def other_nodes(environs: Iterable[Mapping[str, str]]) -> str | None:
 
 
 def without(processes: Sequence[Process], pids: Container[int]) -> tuple[Process, ...]:
-    """Drop the processes with *pids* and all that is below them: the daemon's own hooks are no training."""
+    """Drop the processes with *pids* and all that is below them."""
     above = topmost({process.pid: process for process in processes}, pids)
     return tuple(process for process in processes if above[process.pid] is None)
+
+
+def without_own(processes: Sequence[Process], *ours: Container[int]) -> tuple[Process, ...]:
+    """Drop our own commands (hooks, repairs), who are no training, and what one that has ended left in its group.
+
+    Args:
+        processes: a snapshot.
+        ours: pids of our commands; from before and from after the snapshot, for they come and go.
+    """
+    own = {p.pid for p in processes if any(p.pid in pids or p.pgid in pids for pids in ours)}
+    return without(processes, own) if own else tuple(processes)
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

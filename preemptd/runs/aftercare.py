@@ -1,0 +1,154 @@
+"""Mends the W&B runs of told processes while the daemon goes on: each when its process has ended."""
+
+import threading
+import time
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+from preemptd.model import Process, ProcessId
+from preemptd.runs.marker import Marker
+from preemptd.runs.mending import Mender, Policy, Repair
+from preemptd.runs.roster import Entry, Roster
+
+LOOK_EVERY = 0.25
+AFTER_REVOCATION = 60.0
+"""Seconds for which a revoked notice still explains the end of a process that was told of it."""
+LONGEST, SHORTEST = 10.0, 1.5
+"""Seconds for one run: an official API call takes about one, and platforms are late."""
+
+
+class Aftercare:
+    """A `parts.Marking` that reads the journal: who was told, who is done, what was taken back."""
+
+    def __init__(self, marker: Marker, roster: Roster, code: int, report: Callable[[Repair], None]) -> None:
+        """Make it.
+
+        Args:
+            marker: what marks.
+            roster: the runs that it sees.
+            code: what a run gets that reported 0 or nothing; not 0.
+            report: called once for each run that was looked after.
+        """
+        self._marker = marker
+        self._roster = roster
+        self._code = code
+        self._report = report
+        self._changed = threading.Condition()  # for all below
+        self._told: dict[ProcessId, float] = {}
+        self._done: set[int] = set()
+        self._ours: dict[ProcessId, float] = {}
+        """Owners that were told, or are below somebody who was: since when (monotonic)."""
+        self._seen: set[ProcessId] = set()
+        """Owners whose runs were looked after."""
+        self._deadline = self._until = 0.0
+        self._closing = False
+        self._menders: set[Mender] = set()
+        self._thread = threading.Thread(target=self._run, name="aftercare", daemon=True)
+
+    def take_over(self, told: Iterable[ProcessId]) -> None:
+        """Look after those whom an earlier daemon told of what is still announced."""
+        now = time.monotonic()
+        with self._changed:
+            self._told.update((process, now) for process in told)
+            self._ours.update(self._told)
+            self._until = now + AFTER_REVOCATION
+
+    # -- as what marks ---------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._marker.start()
+        self._thread.start()
+
+    def look(self, processes: Sequence[Process]) -> None:
+        self._marker.look(processes)
+        with self._changed:
+            if not self._told:
+                return
+            living = {process.pid: process for process in processes if process.state not in "ZX"}
+            for process in living.values():
+                if (at := self._told_above(process, living)) is not None:
+                    self._ours.setdefault(process.id, at)
+            self._changed.notify()
+
+    def mark(self, asked: int) -> None:
+        self._marker.mark(asked)
+
+    def finish(self, asked: int, code: int, spared: Container[int] = ()) -> None:
+        self._marker.finish(asked, code, spared)
+
+    def rest(self) -> None:
+        self._marker.rest()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+            menders = tuple(self._menders)
+        for mender in menders:
+            mender.wait()
+        self._marker.stop()
+
+    # -- as a reader of the journal --------------------------------------------------------------------------------
+
+    def write(self, line: Mapping[str, object]) -> None:
+        with self._changed:
+            event, mono = line["event"], line.get("mono")
+            now = mono if isinstance(mono, float) else time.monotonic()
+            if event == "told" and not line.get("dry_run"):
+                process = ProcessId(int(str(line["pid"])), int(str(line["start"])))
+                self._told.setdefault(process, now)
+                self._ours.setdefault(process, now)
+                self._changed.notify()
+            elif event == "done":
+                self._done.add(int(str(line["pid"])))
+            elif event == "notice" and line.get("acted"):
+                grace = line.get("grace")
+                self._deadline = now + (grace if isinstance(grace, float | int) else 0.0)
+                self._until = float("inf")
+            elif event == "revoked":
+                self._until = now + AFTER_REVOCATION
+
+    def close(self) -> None:
+        pass
+
+    # -- its own thread --------------------------------------------------------------------------------------------
+
+    def _told_above(self, process: Process, living: Mapping[int, Process]) -> float | None:
+        """Find out since when *process* or somebody above it knows; None: nobody was told."""
+        seen: set[int] = set()
+        above: Process | None = process
+        while above is not None and above.pid not in seen:
+            if above.id in self._told:
+                return self._told[above.id]
+            seen.add(above.pid)
+            above = living.get(above.ppid)
+        return None
+
+    def _run(self) -> None:
+        while not self._closing:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._ours) or self._closing)
+            for entry, told_at in self._ended():
+                self._mend(entry, told_at)
+            time.sleep(LOOK_EVERY)
+
+    def _ended(self) -> list[tuple[Entry, float]]:
+        """List the runs whose told owners have ended since the last look, while the notice explains it."""
+        entries = self._roster.entries()
+        with self._changed:
+            explained = time.monotonic() < self._until
+            gone = {entry.owner.process for entry in entries if entry.owner is not None and not entry.owner.lives()}
+            new = gone & self._ours.keys() - self._seen
+            self._seen |= new
+            if not explained:
+                self._told.clear()
+                self._ours.clear()
+                return []
+            return [(e, self._ours[e.owner.process]) for e in entries if e.owner is not None and e.owner.process in new]
+
+    def _mend(self, entry: Entry, told_at: float) -> None:
+        left = self._deadline - time.monotonic()
+        mender = Mender(self._roster, self._report)
+        with self._changed:
+            self._menders = {other for other in self._menders if other.is_at_work} | {mender}
+            done = frozenset(self._done)
+        mender.start(Policy(self._code, told_at, done), max(SHORTEST, min(LONGEST, left)), [entry])
