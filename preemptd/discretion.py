@@ -2,7 +2,7 @@
 
 import re
 
-_WORD = r"(?:key|token|secret|passw(?:or)?d|credentials?)"
+_WORD = r"(?:key|token|secret|passw(?:or)?d|credentials?|webhook)"
 _NAMED = re.compile(rf"(?i)([\w.-]*{_WORD}\"?'?[=:])(\"[^\"]*\"|'[^']*'|[^\s,;]+)")
 _OPTION = re.compile(rf"(?i)(--?[\w.-]*{_WORD}\s+)(\S+)")
 _USERINFO = re.compile(r"(\w://)[^\s/@]+@")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from preemptd.config import PREFIX, Settings, from_environment, settings, variables
+from preemptd.config import PREFIX, DaemonSettings, Settings, daemon_settings, from_environment, settings, variables
 from preemptd.errors import ConfigError
 from tests import option_tables
 from tests.watching import PREEMPTD, environment
@@ -23,6 +23,13 @@ VALUES: dict[str, tuple[str, object]] = {
     "exit_zero": ("done", "done"),
     "job_id": ("run42", "run42"),
     "checkpoint_dir": ("ckpt", "ckpt"),
+    "on_notice": ("echo notice", "echo notice"),
+    "on_saved": ("echo saved", "echo saved"),
+    "on_exit": ("echo exit", "echo exit"),
+    "webhook": ("http://127.0.0.1:1/hook", "http://127.0.0.1:1/hook"),
+    "webhook_file": ("url", "url"),
+    "webhook_format": ("slack", "slack"),
+    "listen": ("127.0.0.1:0", "127.0.0.1:0"),
     "journal": ("journal", "journal"),
     "link": ("link", "link"),
     "state_dir": ("state", "state"),
@@ -100,6 +107,8 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
         ({"flags": {"journal": "a\0b"}}, "command line: journal = 'a\\x00b': no file can have this name"),
         ({"flags": {"link": ""}}, "command line: link = '': no file can have this name"),
         ({"flags": {"job_id": "x" * 10_000}}, "command line: job-id = 'xxxxxxxx"),
+        ({"environ": {"PREEMPTD_LISTEN": "9400"}}, "environment: listen = '9400': "),
+        ({"flags": {"webhook_format": "xml"}}, "command line: webhook-format = 'xml': "),
     ],
 )
 def test_a_bad_value_is_named_with_its_source(source: dict[str, dict[str, str]], text: str) -> None:
@@ -108,6 +117,103 @@ def test_a_bad_value_is_named_with_its_source(source: dict[str, dict[str, str]],
 
     assert str(caught.value).startswith(text)
     assert len(str(caught.value)) < 300
+
+
+def test_a_bad_webhook_is_named_and_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        settings({}, {"PREEMPTD_WEBHOOK": "s3cr3t"}, None)
+
+    assert str(caught.value).startswith("environment: webhook: ")
+    assert "s3cr3t" not in str(caught.value)
+
+
+def daemon_file(directory: Path, text: str) -> str:
+    (directory / "preemptd.toml").write_text(text)
+    return str(directory / "preemptd.toml")
+
+
+def test_the_targets_of_the_daemon_are_read_from_the_file(tmp_path: Path) -> None:
+    file = daemon_file(
+        tmp_path,
+        r"""
+        grace = 60
+        [[target]]
+        name = "nightly"
+        pid = 12
+        [[target]]
+        pidfile = "/run/train.pid"
+        [[target]]
+        unit = "training.slice"
+        [[target]]
+        match = 'python .*train\.py'
+        [[target]]
+        runs = true
+        """,
+    )
+    found = daemon_settings({}, {"PREEMPTD_GRACE": "30"}, file)
+
+    assert found.grace == 30
+    assert [target.model_dump(exclude_defaults=True) for target in found.target] == [
+        {"name": "nightly", "pid": 12},
+        {"pidfile": "/run/train.pid"},
+        {"unit": "training.slice"},
+        {"match": r"python .*train\.py"},
+        {"runs": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("", "says who is meant by one of pid, pidfile, unit, match, runs = true"),
+        ("pid = 12\nruns = true", "says who is meant by one of pid, pidfile, unit, match, runs = true"),
+        ("runs = false", "0.runs: "),
+        ("pid = 1", "0.pid: "),
+        ("pid = 'train'", "0.pid: "),
+        ("unit = 'training'", "0.unit: "),
+        ("unit = 'a/b.service'", "0.unit: "),
+        ("match = ''", "0.match: "),
+        ("match = 'train('", "match = 'train(' is no regular expression: "),
+        ("pidfile = ''", "0.pidfile: no file can have this name"),
+        ("pid = 12\ngroup = 4", "0.group: "),
+    ],
+)
+def test_a_target_that_says_not_who_is_meant_is_refused(tmp_path: Path, target: str, says: str) -> None:
+    file = daemon_file(tmp_path, f"[[target]]\n{target}\n")
+    with pytest.raises(ConfigError) as caught:
+        daemon_settings({}, {}, file)
+
+    assert str(caught.value).startswith(f"configuration file {file}: target = ")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", sorted({*DaemonSettings.foreign, "targets"}))
+def test_a_key_that_means_nothing_to_the_daemon_is_refused(tmp_path: Path, key: str) -> None:
+    file = daemon_file(tmp_path, f"{key} = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        daemon_settings({}, {}, file)
+
+    assert str(caught.value).startswith(f"configuration file {file}: unknown key {key!r}; known keys are ")
+    assert "target" in str(caught.value)
+
+
+def test_a_variable_for_watch_is_none_of_the_daemons() -> None:
+    ours = {PREFIX + name.upper(): VALUES[name][0] for name in DaemonSettings.foreign}
+
+    assert daemon_settings({}, ours, None) == DaemonSettings()
+
+
+def test_watch_has_no_targets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'target'"):
+        settings({}, {}, daemon_file(tmp_path, "[[target]]\npid = 12\n"))
+
+
+def test_every_setting_of_the_daemon_is_an_option_of_it_and_every_option_is_a_setting() -> None:
+    options = {name.split()[0].removeprefix("--") for name, _ in option_tables.options(option_tables.help_of("daemon"))}
+    known = DaemonSettings.model_fields.keys() - DaemonSettings.foreign - {"providers", "target"}
+
+    assert options == {name.replace("_", "-") for name in known} | {"config"}
 
 
 def test_no_setting_of_ours_is_passed_on_to_the_command(tmp_path: Path) -> None:

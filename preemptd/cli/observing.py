@@ -1,22 +1,98 @@
 """Makes those who hear of what happens besides the log and ``--journal``: only what is asked for is imported."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from preemptd.config import Settings
-from preemptd.journal import Sink
-from preemptd.targets.reaping import Helpers
+from preemptd.cli.environment import state_directory
+from preemptd.config import DaemonSettings, Settings
+from preemptd.journal import Journal, Sink
+from preemptd.observe.history_file import NAME, HistoryFile
+from preemptd.targets.reaping import Helpers, Shielded
+
+if TYPE_CHECKING:
+    from preemptd.parts import Pulse
 
 
 def observers(
-    settings: Settings,  # noqa: ARG001
-    environ: Mapping[str, str],  # noqa: ARG001
-    helpers: Helpers,  # noqa: ARG001
-    warn: Callable[[str], None],  # noqa: ARG001
+    settings: Settings,
+    environ: Mapping[str, str],
+    helpers: Helpers,
+    journal: Journal,
+    *,
+    rehearsed: bool = False,
 ) -> Sequence[Sink]:
     """Make them; their threads begin with the journal's first line.
+
+    A *rehearsed* notice is no part of the history, and nobody else hears of it.
 
     Raises:
         ConfigError: what they were given cannot be used.
     """
     sinks: list[Sink] = []
+    if settings.listen is not None and not rehearsed:
+        from preemptd.observe.pages import Pages
+
+        sinks.append(Pages(settings.listen, journal.warn))
+    if isinstance(settings, DaemonSettings):
+        from preemptd.observe.departures import Departures
+
+        sinks.append(Departures(journal.write))
+    if not rehearsed:
+        sinks += [*_webhook(settings, environ, journal), *_hooks(settings, environ, helpers, journal)]
+        sinks.append(_history(settings, environ, journal.warn))
     return sinks
+
+
+FLUSH_WITHIN = 1.0
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """A sink that has something under way when all is written."""
+
+    def finish(self, stopped: Callable[[], bool]) -> None: ...
+
+
+def finish(journal: Journal, sinks: Sequence[Sink], stopped: Callable[[], bool]) -> None:
+    """Wait for what is under way, before the journal is closed: each sink knows for how long, or until *stopped*."""
+    finishing = [sink for sink in sinks if isinstance(sink, Finishing)]
+    if finishing:
+        journal.flush(FLUSH_WITHIN)
+    for sink in finishing:
+        sink.finish(stopped)
+
+
+def _hooks(settings: Settings, environ: Mapping[str, str], helpers: Helpers, journal: Journal) -> Sequence[Sink]:
+    wishes = {"notice": settings.on_notice, "saved": settings.on_saved, "exited": settings.on_exit}
+    commands = {event: command for event, command in wishes.items() if command}
+    if not commands or settings.dry_run:
+        return ()
+    from preemptd.observe.hooks import Hooks
+
+    # SLURM signals every process of a job; elsewhere `timeout` in a hook needs a SIGTERM that works.
+    popen = Shielded(helpers) if "SLURM_JOB_ID" in environ else helpers
+    return (Hooks(commands, environ, popen, journal.write),)
+
+
+def _webhook(settings: Settings, environ: Mapping[str, str], journal: Journal) -> Sequence[Sink]:
+    if not settings.webhook and not settings.webhook_file:
+        return ()
+    from preemptd.observe.webhook import Webhook, read_url, shape_of
+
+    url = settings.webhook or read_url(settings.webhook_file or "")
+    shape = shape_of(settings.webhook_format, settings.job_id or environ.get("SLURM_JOB_ID") or None)
+    return (Webhook(url, shape, journal.write),)
+
+
+def _history(settings: Settings, environ: Mapping[str, str], warn: Callable[[str], None]) -> Sink:
+    """Keep the past notices; where nobody named the directory, nobody hears that it cannot be written."""
+    path = os.path.join(state_directory(environ, settings.state_dir), NAME)
+    return HistoryFile(path, warn if settings.state_dir else lambda _: None)
+
+
+def pulses_among(sinks: Sequence[Sink]) -> "list[Pulse]":
+    """Pick those who also want to know that the loop turns."""
+    from preemptd.parts import Pulse
+
+    return [sink for sink in sinks if isinstance(sink, Pulse)]

@@ -55,7 +55,10 @@ OnNotice = Annotated[str | None, typer.Option(metavar="CMD", help="Shell command
 OnSaved = Annotated[
     str | None, typer.Option(metavar="CMD", help="Shell command to run when a process says that it has saved.")
 ]
-OnExit = Annotated[str | None, typer.Option(metavar="CMD", help="Shell command to run when a told process has ended.")]
+OnExit = Annotated[
+    str | None,
+    typer.Option(metavar="CMD", help="Shell command to run when the command (daemon: a told process) has ended."),
+]
 Webhook = Annotated[
     str | None,
     typer.Option(

@@ -3,15 +3,22 @@
 import json
 import os
 import socket
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from preemptd.cli.environment import link_directory
+from preemptd.cli.environment import link_directory, state_directory
+from preemptd.cli.history import end, when
 from preemptd.errors import ConfigError
+from preemptd.journal import printable
 from preemptd.link.peer import credentials
+from preemptd.observe.history import Entry, last_of_each
+from preemptd.observe.history_file import NAME, lives, read
 
 ANSWER_WITHIN = 2.0
+SHOWN = 3
+"""Past notices of one preemptd."""
 
 
 def status(
@@ -30,7 +37,8 @@ def status(
     if not answers:
         raise ConfigError("no preemptd of yours runs here (it listens at --link PATH, if you gave it one)")
     for answer in answers:
-        print(json.dumps(answer) if as_json else words(answer))
+        full = {**answer, "past": past(answer)}
+        print(json.dumps(full) if as_json else words(full))
     return 0
 
 
@@ -64,22 +72,65 @@ def ask(path: str, *, must: bool) -> dict[str, object] | None:
     return {"link": path, "preemptd": preemptd, **answer}
 
 
-def words(answer: dict[str, object]) -> str:
+def words(answer: Mapping[str, object]) -> str:
     lines = [f"pid {answer['pid']}{' (held back)' if answer['held'] else ''}, link {answer['link']}"]
+    lines += [f"  target {target.get('name')}: {_target(target)}" for target in _list(answer.get("targets"))]
     for watch in _list(answer["watches"]):
         age = "no good answer yet" if watch["last_good_s"] is None else f"{watch['last_good_s']} s ago"
         lines.append(f"  watch {watch['watch']}: {watch['state'] or 'not asked yet'}, last good answer: {age}")
+    silent = [name for name in _names(answer["providers"]) if not _has_watch(name, answer)]
+    lines += [f"  provider {name}: hears of it by signal" for name in silent]
+    if not answer["providers"]:
+        lines.append("  no provider: nothing announces preemptions here (preemptd providers)")
     tell = [f"pid {choice['pid']} ({choice['how']})" for choice in _list(answer["would_tell"])]
+    if nodes := answer.get("nodes"):
+        tell.append(f"the ranks on {nodes} node{'s' * (nodes != 1)}, by preemptd's step there")
     lines.append(f"  would tell: {', '.join(tell) or 'nobody'}")
-    runs = answer["runs"]
-    lines.append(f"  W&B runs: {', '.join(map(str, runs)) if isinstance(runs, list) and runs else 'none'}")
+    lines.append(f"  W&B runs: {', '.join(_names(answer['runs'])) or 'none'}")
     lines += [
         f"  NOTICE {notice['event_id']}: {notice['kind']} in {notice['remaining']} s;"
         f" {answer['told']} told, {answer['saved']} saved"
         for notice in _list(answer["notices"])
     ]
-    return "\n".join(lines)
+    lines += [f"  past notice: {_past(entry)}" for entry in _list(answer.get("past"))]
+    return "\n".join(printable(line) for line in lines)
+
+
+def _target(target: Mapping[str, object]) -> str:
+    pids = target.get("pids")
+    numbers = ", ".join(str(pid) for pid in pids) if isinstance(pids, list) else ""
+    return f"{target.get('state')}{f' (pid {numbers})' if numbers else ''}"
+
+
+def _has_watch(provider: str, answer: Mapping[str, object]) -> bool:
+    return any(str(watch["watch"]).partition(":")[0] == provider for watch in _list(answer["watches"]))
+
+
+def _past(entry: Mapping[str, object]) -> str:
+    told = f"{entry.get('marked')} marked, {entry.get('told')} told, {entry.get('saved')} saved"
+    return f"{when(entry.get('t'))} {entry.get('provider')} {entry.get('kind')}; {told}; {end(entry)}"
+
+
+def past(answer: Mapping[str, object]) -> list[Entry]:
+    """Find the last notices that are over for the preemptd that gave *answer*."""
+    state, preemptd = answer.get("state_dir"), answer.get("preemptd")
+    own = f"/proc/{preemptd}/cwd"  # where it has a relative path from
+    directory = os.path.join(own, state) if isinstance(state, str) else state_directory(os.environ, None)
+    try:
+        entries = last_of_each(read(os.path.join(directory, NAME)))
+    except OSError:
+        return []  # it is another user's, say: the answer itself is what was asked for
+    return [entry for entry in entries if entry.get("end") and _is_by(entry, preemptd)][-SHOWN:]
+
+
+def _is_by(entry: Entry, pid: object) -> bool:
+    by = entry.get("by")
+    return isinstance(by, dict) and by.get("pid") == pid and lives(by)
 
 
 def _list(value: object) -> list[dict[str, object]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _names(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else []
