@@ -120,8 +120,48 @@ def test_a_step_that_dies_is_said_and_started_again(canary: Canary) -> None:
     wait_until(lambda: State.UNKNOWN in canary.states())
     error = next(observation.error for observation in canary.seen if observation.error)
     assert "the canary step ended with status" in str(error)
-    canary.ready(2)
-    assert len(canary.world.calls("srun")) == 2
+    wait_until(lambda: len(canary.world.calls("srun")) == 2, 30)
+
+
+def test_steps_that_start_and_die_are_one_outage_and_the_one_that_lives_ends_it(
+    world: SlurmWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preemptd_providers.slurm.canary.STEADY", 3.0)
+    canary = Canary(world)
+    for count in (1, 2, 3):
+        wait_until(lambda count=count: len(listening(world)) == count, 30)  # type: ignore[misc]
+        os.kill(listening(world)[-1], signal.SIGKILL)
+    wait_until(lambda: canary.states().count(State.CLEAR) == 2, 30, "back")
+
+    changes = [
+        state for state, before in zip(canary.states(), [None, *canary.states()], strict=False) if state != before
+    ]
+    assert changes == [State.CLEAR, State.UNKNOWN, State.CLEAR]
+    canary.close()
+
+
+def listening(world: SlurmWorld) -> list[int]:
+    """List the pids of all steps that were started, once the last one of them has its handlers."""
+    pids = [int(str(call["pid"])) for call in world.calls("srun")]
+    return pids if pids and catches(pids[-1]) else []
+
+
+def catches(pid: int) -> bool:
+    """Say whether it has the last one of its handlers; so has one that has ended."""
+    path = Path(f"/proc/{pid}/status")
+    lines = path.read_text().splitlines() if path.exists() else ["SigCgt: ffffffff"]
+    caught = next((line.split()[1] for line in lines if line.startswith("SigCgt")), "0")
+    return bool(int(caught, 16) >> (signal.SIGUSR2 - 1) & 1)
+
+
+def test_a_signal_to_a_step_that_was_started_again_is_heard_at_once(canary: Canary) -> None:
+    os.kill(canary.ready(), signal.SIGKILL)
+    wait_until(lambda: len(listening(canary.world)) == 2, 30)
+
+    os.kill(listening(canary.world)[-1], signal.SIGTERM)
+
+    wait_until(lambda: State.NOTICE in canary.states(), 10)
+    assert canary.states().count(State.CLEAR) == 1
 
 
 def test_a_step_that_outlives_its_srun_is_ended(world: SlurmWorld) -> None:
@@ -133,7 +173,7 @@ def test_a_step_that_outlives_its_srun_is_ended(world: SlurmWorld) -> None:
     os.kill(srun, signal.SIGKILL)
 
     wait_until(lambda: not Path(f"/proc/{task}/cmdline").exists() or not Path(f"/proc/{task}/cmdline").read_bytes(), 30)
-    canary.ready(2)
+    wait_until(lambda: len(world.calls("srun")) == 2, 30)
     canary.close()
 
 
@@ -147,7 +187,8 @@ def test_a_process_that_got_the_pid_of_the_step_is_left_alone(tmp_path: Path) ->
     canary.close()
 
 
-def test_a_step_that_is_started_again_takes_no_notice_back(canary: Canary) -> None:
+def test_a_step_that_is_started_again_takes_no_notice_back(canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("preemptd_providers.slurm.canary.STEADY", 0.1)
     pid = canary.ready()
     os.kill(pid, signal.SIGUSR1)
     wait_until(lambda: State.NOTICE in canary.states())

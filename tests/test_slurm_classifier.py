@@ -38,7 +38,9 @@ def test_a_job_that_runs_and_hears_nothing_is_no_news() -> None:
 
 @pytest.mark.parametrize("wake", [None, *Wake])
 def test_in_its_grace_a_job_is_preempted_whatever_woke_us_and_has_time_until_endtime(wake: Wake | None) -> None:
-    assert classify(IN_GRACE, replace(AT_NOW, wake=wake)) == Verdict(Kind.PREEMPT, PREEMPTED, 15.0, OURS)
+    expected = Verdict(Kind.PREEMPT, PREEMPTED, 15.0, OURS, irrevocable=True)
+
+    assert classify(IN_GRACE, replace(AT_NOW, wake=wake)) == expected
 
 
 ENDS = {

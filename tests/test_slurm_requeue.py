@@ -221,19 +221,72 @@ def test_a_job_that_cannot_be_requeued_is_one_clear_line_and_one_try(
 
 
 def test_a_passing_fault_is_tried_again_three_times_at_most(world: SlurmWorld) -> None:
-    fault = {"status": 1, "stderr": "slurm_requeue error: Unable to contact slurm controller\n"}
+    fault = {"status": 1, "stderr": "slurm_requeue error: Slurm backup controller in standby mode\n"}
     world.say(requeue=[fault, {"status": 0}])
     lucky = in_grace(world)
     said = lucky.settle(ENDED, 10.0)
     world.say(requeue=fault)
     unlucky = in_grace(world)
-    with pytest.raises(ProviderError, match="Unable to contact"):
+    with pytest.raises(ProviderError, match="standby mode"):
         unlucky.settle(ENDED, 10.0)
 
     assert said.startswith("requeued job 12")
     assert len(world.calls("scontrol", "requeue")) == 2 + 3
     for provider in (lucky, unlucky):
         provider.close()
+
+
+SILENCE = {"status": 1, "stderr": "slurm_requeue error: Unable to contact slurm controller (connect failure)\n"}
+
+
+def test_a_controller_that_is_away_is_asked_for_as_long_as_there_is_time_with_a_look_before(world: SlurmWorld) -> None:
+    world.say(requeue=[SILENCE] * 4 + [{"status": 0}])
+    provider = in_grace(world)
+    looks = len(world.calls("squeue"))
+
+    assert provider.settle(ENDED, 60.0) == "requeued job 12 (preempt, restart 1)"
+    assert len(world.calls("scontrol", "requeue")) == 5
+    assert len(world.calls("squeue")) == looks + 5
+    provider.close()
+
+
+def test_a_job_that_is_cancelled_once_the_controller_is_back_is_not_requeued(world: SlurmWorld) -> None:
+    cancelled = row("COMPLETING", end=0, preempted=-5)
+    world.say(requeue=[{**SILENCE, "row": cancelled}, {"status": 0}])
+    provider = in_grace(world)
+
+    assert provider.settle(ENDED, 60.0) == "not requeued: cancelled"
+    assert len(world.calls("scontrol", "requeue")) == 1
+    provider.close()
+
+
+def test_that_slurm_is_waited_for_is_said_once(world: SlurmWorld) -> None:
+    provider = in_grace(world)
+    world.say(squeue={"status": 1, "stderr": "slurm_load_jobs error: Unable to contact slurm controller\n"})
+
+    with pytest.raises(ProviderError, match="job 12 is not requeued"):
+        provider.settle(ENDED, 8.0)
+
+    assert len(world.calls("squeue")) > 4
+    assert len(said_silent(world)) == 1
+    provider.close()
+
+
+def said_silent(world: SlurmWorld) -> list[str]:
+    return [warning for warning in world.warnings if "slurmctld does not answer" in warning]
+
+
+def test_a_controller_that_has_forgotten_the_job_is_not_asked_for_ever(world: SlurmWorld) -> None:
+    provider = in_grace(world)
+    world.say(squeue={"status": 1, "stderr": "slurm_load_jobs error: Invalid job id specified\n"})
+    began = time.monotonic()
+
+    with pytest.raises(ProviderError, match="Invalid job id"):
+        provider.settle(ENDED, 600.0)
+
+    assert time.monotonic() - began < 60
+    assert world.calls("scontrol") == []
+    provider.close()
 
 
 def test_a_requeue_without_an_answer_may_have_been_carried_out(world: SlurmWorld) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import tempfile
 import time
@@ -89,6 +90,71 @@ def catches(pid: int, signum: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (signum - 1) & 1)
 
 
+@pytest.mark.parametrize(("options", "says"), [((), "will not be taken back"), (("--when-pending", "exit"), "")])
+def test_a_job_that_starts_in_a_grace_goes_back_at_once_and_its_command_is_not_started(
+    world: SlurmWorld, options: tuple[str, ...], says: str
+) -> None:
+    in_grace(world)
+    with watching(world, "USR1", *options) as watch:
+        status = watch.wait()
+
+    assert status == 75
+    assert watch.said("ready") == []
+    assert requeues(world) == [["requeue", "12"]]
+    assert "not started: a notice is pending" in watch.err
+    assert says in watch.err
+
+
+def test_a_file_that_may_be_taken_away_holds_the_command_until_the_grace_begins(world: SlurmWorld) -> None:
+    signals = world.directory / "signals"
+    signals.mkdir()
+    (signals / "12.0.preempt").touch()
+    with watching(world, "USR1", PREEMPTD_SIGNAL_DIR=str(signals)) as watch:
+        watch.await_line("warning")
+        in_grace(world)
+        (signals / "12.0.preempt").write_text(" ")  # a new file has the controller asked at once
+        status = watch.wait()
+
+    assert status == 75
+    assert watch.said("ready") == []
+    assert requeues(world) == [["requeue", "12"]]
+
+
+def test_a_sigterm_to_steps_is_explained_by_a_controller_that_comes_back_later(world: SlurmWorld) -> None:
+    with watching(world, "USR1") as watch:
+        watch.await_said("ready")
+        wait_until(lambda: world.calls("srun"))
+        step = int(str(world.calls("srun")[0]["pid"]))
+        wait_until(lambda: catches(step, SIGTERM))
+        world.say(squeue={"status": 1, "stderr": "Unable to contact slurm controller (connect failure)\n"})
+        os.kill(step, SIGTERM)
+        watch.await_said("saved")
+        saved = time.monotonic()
+        wait_until(lambda: time.monotonic() - saved > 8, 20)  # longer than any other last word may take
+        in_grace(world)
+        world.say(squeue=None)
+        status = watch.wait()
+
+    assert status == 75
+    assert kinds(watch)[-1] == "preempt"
+    assert requeues(world) == [["requeue", "12"]]
+    assert watch.err.count("slurmctld does not answer") == 1
+
+
+def test_around_two_trainings_it_waits_for_both_before_the_job_is_requeued(world: SlurmWorld) -> None:
+    env = {**world.environ(), "PATH": f"{world.bin}{os.pathsep}{os.environ['PATH']}"}
+    both = f"{shlex.join(trainer('USR1'))} & {shlex.join(trainer('USR1', save=2))} & wait"
+    with Watch(world.directory, ["sh", "-c", both], "--no-wandb", env=env) as watch:
+        watch.await_said("ready", 2)
+        in_grace(world)
+        watch.signal(SIGUSR1)
+        status = watch.wait()
+
+    assert status == 75
+    assert len(watch.said("saved")) == len(watch.said("signal")) == 2
+    assert requeues(world) == [["requeue", "12"]]
+
+
 def test_usr1_is_told_while_slurmctld_hangs(world: SlurmWorld) -> None:
     with watching(world, "USR1") as watch:
         watch.await_said("ready")
@@ -124,9 +190,12 @@ def test_a_training_that_saves_for_too_long_is_not_waited_for_until_slurm_kills_
         status = watch.process.wait(30)  # its pipes are the training's as well
 
         assert watch.training()  # which SLURM would kill a moment later
+        (exited,) = watch.lines("exited")
     assert status == 75
     assert requeues(world) == [["requeue", "12"]]
     assert kinds(watch)[-1] == "time-limit"
+    assert exited["status"] is None
+    assert watch.lines("settled")[0]["why"].startswith("preempted (it still ran)")  # type: ignore[attr-defined]
 
 
 def test_a_job_that_ends_by_itself_is_left_alone(world: SlurmWorld) -> None:

@@ -248,6 +248,7 @@ class Attempt:
             detail="" if self._row is None else str(self._row)[:4096],
             meaning=Meaning.UNDECIDED if verdict is None else verdict.meaning,
             killed_in=self._killed_in(),
+            irrevocable=verdict is not None and verdict.irrevocable,
         )
 
     def _killed_in(self) -> float | None:

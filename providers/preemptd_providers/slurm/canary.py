@@ -41,6 +41,9 @@ FOREIGN = ("SLURM_CPU_BIND", "SLURM_MEM_", "SLURM_STD", "SLURM_LABELIO", "SLURM_
 """Variables by which the user's own srun is configured; the job's binding does not fit a step of one CPU."""
 END_WITHIN = 2.0
 """Seconds in which the step ends once its stdin has; usually 15 ms."""
+STEADY = 20.0
+"""Seconds that a step has to live, after one that has died, to count as being back: for a while after a restart of
+slurmctld or slurmd steps may start, and die again."""
 
 
 class CanaryWatch(Watch):
@@ -72,6 +75,7 @@ class CanaryWatch(Watch):
         self._reading = threading.Lock()  # held while the pipes of the step are in use
         self._unread = b""
         self._pid: int | None = None  # of the task, as it sees itself
+        self._has_failed = False
 
     def observe(self) -> Observation:
         with self._reading:
@@ -79,17 +83,14 @@ class CanaryWatch(Watch):
             if isinstance(process, str):
                 return Observation.unknown(process)
             word = self._word(process)
-            if not word:
+            if word is not None and word.startswith("ready "):
+                self._pid = int(word.split()[1])
+                word = self._word(process, STEADY) if self._has_failed else None
+            if word == "":
                 return Observation.unknown(self._let_go(process))
-        if word in SIGNALS:
-            return Observation.of(self._heard(SIGNALS[word]))
-        if word.startswith("ready "):
-            self._pid = int(word.split()[1])
+        self._has_failed = False
         self._pace.succeeded()
-        return self._nothing_new()
-
-    def _nothing_new(self) -> Observation:
-        notice = self._standing()
+        notice = self._heard(SIGNALS[word]) if word in SIGNALS else self._standing()
         return Observation.clear() if notice is None else Observation.of(notice)
 
     def close(self, within: float = END_WITHIN) -> None:
@@ -142,10 +143,15 @@ class CanaryWatch(Watch):
         self._unread = b""
         return process
 
-    def _word(self, process: "subprocess.Popen[bytes]") -> str:
-        """Wait for a line; empty: the step has ended."""
+    def _word(self, process: "subprocess.Popen[bytes]", within: float | None = None) -> str | None:
+        """Wait for a line, *within* seconds or for ever; empty: the step has ended. None: there was none in this time.
+
+        What the step says after "ready" comes seldom, and in one piece.
+        """
         out = process.stdout
         while out is not None and b"\n" not in self._unread:
+            if not select.select([out], [], [], within)[0]:
+                return None
             got = os.read(out.fileno(), 4096)
             if not got:
                 return ""
@@ -156,6 +162,7 @@ class CanaryWatch(Watch):
     def _let_go(self, process: "subprocess.Popen[bytes]") -> str:
         """Forget a step that has ended, and return what it said."""
         self._pace.failed()
+        self._has_failed = True
         status = _end(process)
         self._end_task()
         said = _rest(process)

@@ -81,6 +81,8 @@ class Verdict:
     bringing: Bringing
     everybody_terminated: bool = False
     """SLURM has sent SIGTERM to every process of the job."""
+    irrevocable: bool = False
+    """A preemption goes on to the end, even if the job that it is for is cancelled."""
 
 
 def classify(row: Row | None, known: Circumstances) -> Verdict | None:
@@ -107,7 +109,7 @@ def is_near(row: Row, known: Circumstances) -> bool:
 def _running(row: Row, known: Circumstances) -> Verdict | None:
     left = None if row.end is None else row.end - known.now
     if row.preempted is not None:
-        return Verdict(Kind.PREEMPT, Meaning.PREEMPTED, left, Bringing.OURS)
+        return Verdict(Kind.PREEMPT, Meaning.PREEMPTED, left, Bringing.OURS, irrevocable=True)
     if left is not None and (left <= known.unasked_lead or (known.wake is not None and is_near(row, known))):
         return Verdict(Kind.TIME_LIMIT, Meaning.PREEMPTED, left, Bringing.OURS)
     if known.wake is Wake.TERM:  # scancel -s TERM: somebody wants it to end, and is no platform

@@ -20,6 +20,12 @@ DEFAULT_KILL_WAIT = 30.0
 SHORTEST_KILL_WAIT = 5.0
 """SLURM waits for so long even if KillWait is less."""
 TEXT_LIMIT = 200
+SILENCE = ("unable to contact", "timed out", "connection refused", "zero bytes were transmitted")
+"""What SLURM's commands say when they have heard nothing from it."""
+
+
+class NoAnswerError(ProviderError):
+    """The controller is not there, or hangs: it may answer later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,11 @@ class Answer:
     output: str
     complaint: str
     """stderr on one line."""
+
+    @property
+    def is_silence(self) -> bool:
+        """The controller has said nothing at all."""
+        return self.status != 0 and any(words in self.complaint.lower() for words in SILENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,8 @@ class Controller:
         """Ask for the job's row.
 
         Raises:
-            ProviderError: there was no answer in *limit* seconds, or one that makes no sense.
+            NoAnswerError: there was no answer in *limit* seconds.
+            ProviderError: there was one that makes no sense.
         """
         command = ["squeue", "-h", "-t", "all", "-j", self._asked_by, "-O", FORMAT]
         row = parse_row(self._ask(command, limit), self._number)
@@ -115,20 +127,22 @@ class Controller:
         answer = self._run(command, limit)
         if answer.status != 0:
             said = answer.complaint or answer.output.strip()[:TEXT_LIMIT] or "nothing"
-            raise ProviderError(f"{' '.join(command[:3])}: status {answer.status}, {said}")
+            problem = NoAnswerError if answer.is_silence else ProviderError
+            raise problem(f"{' '.join(command[:3])}: status {answer.status}, {said}")
         return answer.output
 
     def _run(self, command: Sequence[str], limit: float) -> Answer:
         """Run *command*, for *limit* seconds at the most.
 
         Raises:
-            ProviderError: it could not be started, or was not done in time. A requeue may be carried out all the same.
+            NoAnswerError: it was not done in time. A requeue may be carried out all the same.
+            ProviderError: it could not be started.
         """
         process = self._start(command)
         try:
             output, complaint = process.communicate(timeout=max(limit, 0.0))
         except subprocess.TimeoutExpired as error:
-            raise ProviderError(f"{' '.join(command[:2])}: no answer in {limit:.1f} s") from error
+            raise NoAnswerError(f"{' '.join(command[:2])}: no answer in {limit:.1f} s") from error
         finally:
             self._end(process)
         return Answer(process.returncode, output.decode(errors="replace"), _one_line(complaint))

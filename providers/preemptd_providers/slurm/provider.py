@@ -18,7 +18,7 @@ from preemptd_providers.slurm.acks import Acks
 from preemptd_providers.slurm.attempt import CONFIRMED, SETTLED, Attempt
 from preemptd_providers.slurm.canary import END_WITHIN, CanaryWatch
 from preemptd_providers.slurm.classifier import Bringing, Verdict
-from preemptd_providers.slurm.controller import LIMIT, Controller, is_reachable
+from preemptd_providers.slurm.controller import LIMIT, Controller, NoAnswerError, is_reachable
 from preemptd_providers.slurm.files import FileWatch
 from preemptd_providers.slurm.inspection import Expectations, Inspection
 from preemptd_providers.slurm.job import Job, job_of
@@ -30,7 +30,12 @@ NODE_INTERVAL_FACTOR = 10
 """Looks at the job for each look at its node."""
 QUIET_LIMIT = 1.0
 """Seconds for the last question when nothing was ever heard: a hung controller must not hold up a finished job."""
+SENSE_WITHIN = 5.0
+"""Seconds for a last word, or for a look before the requeue, from a controller that answers and makes no sense: it may
+have forgotten the job. One that does not answer at all is waited for as long as there is time."""
 ACK_WITHIN = 1.0
+TRY_AGAIN = 1.0
+"""Seconds for one more look and one more try."""
 SHORTEST_CLOSE = 0.1
 """Seconds for the canary step to end when no time is left; usually it takes 15 ms."""
 OF_OTHERS = Verdict(Kind.PREEMPT, Meaning.PREEMPTED, None, Bringing.OURS)
@@ -57,6 +62,7 @@ class Slurm(Provider):
         self._options = options
         self._interval = options.poll_interval
         self._wants_canary = options.canary
+        self._wishes = surroundings.requeue
         self._job = job_of(surroundings.environ)
         self._reachable = self._job is not None and is_reachable(surroundings.environ)
         job = self._job or NO_JOB
@@ -67,6 +73,9 @@ class Slurm(Provider):
         directory = surroundings.environ.get(VARIABLE)
         self._acks = Acks(self._ack_name, directory, surroundings.warn)
         self._canary: CanaryWatch | None = None
+        self._is_silent = False
+        """The last question of our own was not answered."""
+        self._said_silence = False
 
     @classmethod
     def detect(cls, machine: Machine) -> Detection | None:
@@ -89,7 +98,7 @@ class Slurm(Provider):
             self._canary = CanaryWatch(
                 job.node, commands, environ, Pace(0.0), self._canary_heard, self._attempt.open_notice
             )
-        wants_requeue = bool(self.surroundings.requeue.on) and job.is_first
+        wants_requeue = bool(self._wishes.on) and job.is_first
         expected = Expectations(wants_requeue, in_batch, self._canary is not None, self._interval)
         inspect = Inspection(self._attempt, expected, self.surroundings.warn)
         watches: list[Watch] = [JobWatch(self._attempt, self._controller(), self._pace, inspect), files]
@@ -127,20 +136,37 @@ class Slurm(Provider):
     def _last_word(self, end: float) -> Notice | None:
         if self._job is None or self.surroundings.commands is None or not self._reachable:
             return None
-        limit = LIMIT if self._attempt.is_open else QUIET_LIMIT
+        limit, sense = (LIMIT if self._attempt.is_open else QUIET_LIMIT), min(end, time.monotonic() + SENSE_WITHIN)
         notice = self._ask(min(limit, end - time.monotonic()))
-        while self._attempt.is_unsettled and end - time.monotonic() > CONFIRMED + SETTLED:
+        while self._attempt.is_unsettled and self._left(end, sense) > CONFIRMED + SETTLED:
+            self._say_silence(end)
             time.sleep(SETTLED)  # the command may end sooner than SLURM's word on it is final
             notice = self._ask(min(LIMIT, end - time.monotonic()))
         return notice and replace(notice, already_sent=notice.already_sent | self._attempt.sent_to_steps)
+
+    def _left(self, end: float, sense: float) -> float:
+        """Return the seconds for one more question."""
+        return (end if self._is_silent else sense) - time.monotonic()
+
+    def _say_silence(self, end: float) -> None:
+        left = end - time.monotonic()
+        if self._is_silent and not self._said_silence and left > SENSE_WITHIN:
+            self._said_silence = True
+            self.surroundings.warn(
+                f"job {self._attempt.job_id}: it has ended, slurmctld does not answer, and nobody else can bring it "
+                f"back: asking for {left:.0f} s at the most"
+            )
 
     def _ask(self, limit: float) -> Notice | None:
         """Ask once more, not by way of the watch, whose thread may wait for an answer of its own."""
         asked = time.monotonic()
         try:
-            return self._attempt.took(self._controller().row(max(limit, 0.1)), asked)
-        except ProviderError:
+            row = self._controller().row(max(limit, 0.1))
+        except ProviderError as error:
+            self._is_silent = isinstance(error, NoAnswerError)
             return self._attempt.unanswered()
+        self._is_silent = False
+        return self._attempt.took(row, asked)
 
     def settle(self, conclusion: Conclusion, budget: float) -> str:
         end = time.monotonic() + budget
@@ -149,8 +175,7 @@ class Slurm(Provider):
             return ""
         if conclusion.saved:
             self._ack("checkpointed")
-        wishes = self.surroundings.requeue
-        why = refusal(verdict, conclusion, wishes, self._attempt.restart)
+        why = refusal(verdict, conclusion, self._wishes, self._attempt.restart)
         if why is None and not self._attempt.may_come_back:
             why = "not requeued: a signal file forbids it"
         if why is not None:
@@ -159,24 +184,40 @@ class Slurm(Provider):
         return self._requeue(conclusion, end)
 
     def _requeue(self, conclusion: Conclusion, end: float) -> str:
-        wishes = self.surroundings.requeue
         try:
-            self._look_again(end)
-            verdict = self._verdict(conclusion) or OF_OTHERS
-            why = refusal(verdict, conclusion, wishes, self._attempt.restart)
-            if why is not None:
-                return why
-            if self._attempt.seems_elsewhere:
-                self._ack("requeued")
-                return "not requeued: SLURM seems to have started the job anew already"
-            requeue(self._controller(), self._attempt.job_id, end - time.monotonic())
+            refused = self._try_to_requeue(conclusion, end)
         except ProviderError:
             self._ack("failed")
             raise
-        job_id, later = self._attempt.job_id, wishes.delay
+        if refused is not None:
+            self._ack("requeued" if self._attempt.seems_elsewhere else "failed")
+            return refused
+        kind, job_id, later = (self._verdict(conclusion) or OF_OTHERS).kind, self._attempt.job_id, self._wishes.delay
         moved = "" if later is None else delay(self._controller(), job_id, later, self._attempt.kill_wait)
         self._ack("requeued")
-        return f"requeued job {job_id} ({verdict.kind}, restart {self._attempt.restart + 1}){moved}"
+        return f"requeued job {job_id} ({kind}, restart {self._attempt.restart + 1}){moved}"
+
+    def _try_to_requeue(self, conclusion: Conclusion, end: float) -> str | None:
+        """Requeue the job unless its state has changed, for which we look before each try; None: done.
+
+        Raises:
+            ProviderError: it cannot be done.
+        """
+        while True:
+            self._look_again(end)
+            why = refusal(self._verdict(conclusion) or OF_OTHERS, conclusion, self._wishes, self._attempt.restart)
+            if why is not None:
+                return why
+            if self._attempt.seems_elsewhere:
+                return "not requeued: SLURM seems to have started the job anew already"
+            try:
+                requeue(self._controller(), self._attempt.job_id, end - time.monotonic())
+            except NoAnswerError:
+                if time.monotonic() + SETTLED + TRY_AGAIN > end:
+                    raise
+                time.sleep(SETTLED)
+            else:
+                return None
 
     def _verdict(self, conclusion: Conclusion) -> Verdict | None:
         """Return what ended the job; None: it has ended by itself."""
@@ -188,13 +229,16 @@ class Slurm(Provider):
         Raises:
             ProviderError: nobody knows.
         """
+        sense = min(end, time.monotonic() + SENSE_WITHIN)
         while True:
             asked = time.monotonic()
             try:
                 self._attempt.took(self._controller().row(max(0.1, min(LIMIT, end - asked))), asked)
             except ProviderError as error:
-                if time.monotonic() + SETTLED > end:
+                self._is_silent = isinstance(error, NoAnswerError)
+                if self._left(end, sense) < SETTLED:
                     raise ProviderError(f"job {self._attempt.job_id} is not requeued: {error}") from error
+                self._say_silence(end)
                 time.sleep(SETTLED)
             else:
                 return

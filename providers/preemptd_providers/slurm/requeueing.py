@@ -7,7 +7,7 @@ from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Meaning
 from preemptd.provider import Conclusion, Requeue
 from preemptd_providers.slurm.classifier import Bringing, Verdict
-from preemptd_providers.slurm.controller import LIMIT, Answer, Controller
+from preemptd_providers.slurm.controller import LIMIT, Answer, Controller, NoAnswerError
 
 TRIES = 3
 PAUSE = 0.2
@@ -46,26 +46,25 @@ def requeue(controller: Controller, job_id: str, budget: float) -> None:
     """Have SLURM requeue the job.
 
     Raises:
-        ProviderError: it will not, or did not answer.
+        NoAnswerError: it may do so later, or has done so. By then somebody may have cancelled the job.
+        ProviderError: it will not.
     """
     end = time.monotonic() + budget
-    why: ProviderError | None = None
+    why = f"job {job_id} is not requeued: there was no time left"
     for _ in range(TRIES):
         left = end - time.monotonic()
-        if left <= 0:
+        if left < PAUSE:
             break
-        try:
-            answer = controller.requeue(job_id, min(LIMIT, left))
-        except ProviderError as error:  # it may be carried out all the same: then the next try finds it pending
-            why = error
-            continue
+        answer = controller.requeue(job_id, min(LIMIT, left))
         if answer.status == 0 or "pending execution" in answer.complaint.lower():
             return
-        why = ProviderError(f"job {job_id} is not requeued: {_explained(answer)}")
+        why = f"job {job_id} is not requeued: {_explained(answer)}"
+        if answer.is_silence:
+            raise NoAnswerError(why)
         if _is_final(answer):
             break
         time.sleep(min(PAUSE, max(0.0, end - time.monotonic())))
-    raise why or ProviderError(f"job {job_id} is not requeued: there was no time left")
+    raise ProviderError(why)
 
 
 def delay(controller: Controller, job_id: str, seconds: float, kill_wait: float) -> str:

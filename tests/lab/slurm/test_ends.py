@@ -4,6 +4,7 @@ Each case is a story of its own on a node of its own; all are told at the same t
 """
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from shlex import join
 
@@ -18,6 +19,7 @@ from tests.lab.slurm.supervised import (
     assert_saved_once_and_resumed,
     end,
     kinds,
+    notices,
     preempt_until_requeued,
     watching,
 )
@@ -28,10 +30,10 @@ KILLED = ("killed at the limit", "killed after the grace")
 DELAY = 20
 
 
-def drill(cluster: Cluster, job: Job, attempt: int) -> None:
+def drill(cluster: Cluster, job: Job, attempt: int, signal: str = "USR1") -> None:
     """Ask the job's supervisor for its attempt's end, as a user does."""
     job.wait_for_note("ready", attempt + 1, LONG)
-    cluster.scancel(job, "-b", "-s", "USR1")
+    cluster.scancel(job, "-b", "-s", signal)
 
 
 def time_limit(cluster: Cluster, case: str) -> Job:
@@ -56,8 +58,22 @@ def cancelled_in_the_grace(cluster: Cluster, _case: str) -> Job:
     job.wait_for_note("signal", timeout=LONG)
     cluster.scancel(job)
     job.wait_for_event("settled", timeout=LONG)
-    job.wait_over(LONG)
     cluster.release(preemptor)
+    return for_good(job)
+
+
+def cancelled(cluster: Cluster, _case: str) -> Job:
+    job = cluster.sbatch(watching(training=trainer("--catch", "USR1,TERM")), "--exclusive")
+    job.wait_for_note("ready", timeout=LONG)
+    cluster.scancel(job)
+    return for_good(job)
+
+
+def for_good(job: Job) -> Job:
+    """Wait until the job is over, and for another quarter of a minute, in which it could come back."""
+    job.wait_over(LONG)
+    over = time.monotonic()
+    job.until(lambda: time.monotonic() - over > 15, LONG)
     return job
 
 
@@ -97,7 +113,7 @@ def wanted(cluster: Cluster, _case: str) -> Job:
 
 def twice_with_one_requeue(cluster: Cluster, _case: str) -> Job:
     job = cluster.sbatch(watching("--max-requeues", "1"), "--exclusive")
-    drill(cluster, job, 0)
+    drill(cluster, job, 0, "USR2")
     drill(cluster, job, 1)
     job.wait_over(LONG)
     return job
@@ -144,6 +160,7 @@ def heterogeneous(cluster: Cluster, _case: str) -> Job:
 STORIES: Mapping[str, Callable[[Cluster, str], Job]] = {
     **dict.fromkeys(LIMITS, time_limit),
     **dict.fromkeys(KILLED, saving_for_too_long),
+    "scancel": cancelled,
     "scancel in the grace": cancelled_in_the_grace,
     "--requeue-on preempt, asked": functools.partial(unwanted, ("--requeue-on", "preempt"), True),
     "--requeue-on timelimit,request, preempted": functools.partial(
@@ -183,11 +200,12 @@ def test_a_training_that_does_not_end_in_time_costs_no_requeue(told: Told, case:
     assert told[case].restarts == 1, told[case].describe()
 
 
-@pytest.mark.parametrize("case", ["scancel in the grace"])
-def test_a_job_that_is_cancelled_while_it_saves_is_not_resurrected(told: Told, case: str) -> None:
+@pytest.mark.parametrize("case", ["scancel", "scancel in the grace"])
+def test_a_job_that_is_cancelled_saves_or_not_and_is_not_resurrected(told: Told, case: str) -> None:
     job = told[case]
+    row = job.cluster.rows(fresh=True)[job.id]
 
-    assert (job.state, job.restarts) == ("CANCELLED", 0), job.describe()
+    assert (row.state, row.restarts) == ("CANCELLED", 0), job.describe()
     assert kinds(job)[-1] == "cancelled"
     assert "not requeued: cancelled" in str(job.lines("settled")[0]["why"])
 
@@ -232,6 +250,7 @@ def test_after_so_many_requeues_the_job_ends(told: Told, case: str) -> None:
 
     assert_saved_once_and_resumed(job, 0)
     assert job.heard(attempt=1) == ["USR1"]
+    assert notices(job)[0]["source"] == "SIGUSR2"
     assert "not requeued: this was restart 1, and --max-requeues is 1" in job.output
     assert (job.restarts, job.row.exit_code >> 8) == (1, 75), job.describe()
 

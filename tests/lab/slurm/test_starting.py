@@ -1,5 +1,6 @@
 """The ways in which batch scripts start `preemptd watch`, and moments at which it is just being started or ends."""
 
+import time
 from collections.abc import Callable, Mapping
 from shlex import join
 
@@ -57,11 +58,11 @@ def polling(shell: str, *options: str) -> Callable[[Cluster], Job]:
     return story
 
 
-def before_we_are_up(partition: str) -> Callable[[Cluster], Job]:
+def before_we_are_up(partition: str, *options: str) -> Callable[[Cluster], Job]:
     """Preempt a job while its batch script still prepares, under `trap ''`."""
 
     def story(cluster: Cluster) -> Job:
-        script = f"{LATE}exec {join(watching())}"
+        script = f"{LATE}exec {join(watching(*options))}"
         job = cluster.sbatch(script, "--exclusive", "--signal=B:USR1@60", partition=partition)
         job.until((job.directory / "up").exists, LONG)
         job.wait_for("RUNNING")
@@ -74,6 +75,34 @@ def before_we_are_up(partition: str) -> Callable[[Cluster], Job]:
         return end(cluster, job)
 
     return story
+
+
+def leaving(command: list[str], undo: list[str]) -> Callable[[Cluster], Job]:
+    """Start a job on a node of which *command* says something before preemptd looks at it; let it finish."""
+
+    def story(cluster: Cluster) -> Job:
+        job = cluster.sbatch(f"{LATE}exec {join(watching(training=trainer('--steps', '60')))}", "--exclusive")
+        job.until((job.directory / "up").exists, LONG)
+        node = job.row.nodes
+        cluster.scontrol(*(word.format(node) for word in command))
+        (job.directory / "go").touch()
+        job.wait_for_event("advice", timeout=LONG)
+        cluster.scontrol(*(word.format(node) for word in undo))
+        job.wait_over(LONG)
+        return job
+
+    return story
+
+
+def without_slurms_programs(cluster: Cluster) -> Job:
+    """Run preemptd where there is nothing of SLURM but its signals, as in a container."""
+    job = cluster.sbatch(f"{LATE}exec env PATH=/nowhere {join(watching())}", "--exclusive")
+    job.until((job.directory / "up").exists, LONG)
+    (job.directory / "go").touch()
+    job.wait_for_note("ready", timeout=LONG)
+    cluster.scancel(job, "-b", "-s", "USR1")
+    job.wait_over(LONG)
+    return job
 
 
 def drilled_before_we_are_up(cluster: Cluster) -> Job:
@@ -99,6 +128,7 @@ def trap_that_notifies(cluster: Cluster) -> Job:
     return end(cluster, job)
 
 
+NODE = ["update", "NodeName={}"]
 STEP_SIGNAL = "--signal=USR1@60"
 BATCH_SIGNAL = "--signal=B:USR1@60"
 DEFAULT: Mapping[str, Callable[[Cluster], Job]] = {
@@ -109,12 +139,17 @@ DEFAULT: Mapping[str, Callable[[Cluster], Job]] = {
     "drilled before we are up": drilled_before_we_are_up,
     "no TERM handler": preempted(watching(training=NO_TERM_HANDLER), partition="low0"),
     "no TERM handler, --shield-term": preempted(watching("--shield-term", training=NO_TERM_HANDLER), partition="low0"),
+    "drained": leaving([*NODE, "State=DRAIN", "Reason=bad fan"], [*NODE, "State=RESUME"]),
+    "to be rebooted": leaving(["reboot", "{}"], ["cancel_reboot", "{}"]),
+    "without SLURM's programs": without_slurms_programs,
 }
 USERSIG: Mapping[str, Callable[[Cluster], Job]] = {
     "bash with trap '', without exec, user signal": polling(f"{BASH}trap '' USR1 TERM\n{{}}", BATCH_SIGNAL),
     "srun preemptd watch, user signal to steps": polling("exec srun {}", STEP_SIGNAL),
     "before we are up, requeued": before_we_are_up("low"),
     "before we are up, cancelled by preemption": before_we_are_up("lowkill"),
+    "before we are up, --when-pending exit": before_we_are_up("lowkill", "--when-pending", "exit"),
+    "before we are up, --when-pending start": before_we_are_up("lowkill", "--when-pending", "start"),
 }
 Told = SideBySide[str, Job]
 
@@ -123,7 +158,7 @@ Told = SideBySide[str, Job]
 def told(make_cluster: Callable[[Options], Cluster], request: pytest.FixtureRequest) -> Told:
     chosen = cases(request, str)
     clusters = {
-        usersig: make_cluster(Options(nodes=count, cpus=1, usersig=usersig))
+        usersig: make_cluster(Options(nodes=count, cpus=1, usersig=usersig, extra=("RebootProgram=/bin/true",)))
         for usersig, stories in ((False, DEFAULT), (True, USERSIG))
         if (count := sum(case in stories for case in chosen))
     }
@@ -165,12 +200,51 @@ def test_a_request_brings_the_job_back(told: Told, case: str) -> None:
     assert ("requested" in kinds(job)) == (case == "drilled before we are up")
 
 
-@pytest.mark.parametrize("case", ["before we are up, requeued", "before we are up, cancelled by preemption"])
+EARLY = [case for case in USERSIG if case.startswith("before we are up")]
+
+
+@pytest.mark.parametrize("case", EARLY)
 def test_a_preemption_that_comes_before_we_are_up_loses_no_job(told: Told, case: str) -> None:
     job = told[case]
 
     assert (job.restarts, resumed(job)) == (1, saved(job) or [0]), job.describe()
     assert job.heard() in ([], ["USR1"], ["USR1", "TERM"])
+
+
+@pytest.mark.parametrize("case", [case for case in EARLY if not case.endswith("start")])
+def test_a_job_that_starts_in_its_grace_goes_back_at_once(told: Told, case: str) -> None:
+    job = told[case]
+    (settled, *_) = job.lines("settled")
+
+    late = [note for note in job.notes("ready") if note["attempt"] == 0]  # SLURM had not answered in time: it was told
+    assert late or "not started: a notice is pending" in job.output, job.describe()
+    assert f"requeued job {job.id} (preempt, restart 1)" in str(settled["why"]), job.describe()
+    (notice, *_) = notices(job)
+    assert float(str(settled["mono"])) - float(str(notice["mono"])) < float(str(notice["grace"])), "not at its end"
+
+
+@pytest.mark.parametrize(
+    ("case", "says"), [("drained", "is being drained: bad fan"), ("to be rebooted", "is to be re")]
+)
+def test_a_node_that_is_to_leave_is_advice_and_the_job_goes_on_to_its_end(told: Told, case: str, says: str) -> None:
+    job = told[case]
+    (advice, *_) = job.lines("advice")
+
+    assert says in str(advice["source"]), job.describe()
+    assert (job.state, job.heard(), job.lines("notice")) == ("COMPLETED", [], []), job.describe()
+
+
+@pytest.mark.parametrize("case", ["without SLURM's programs"])
+def test_without_slurms_programs_signals_are_heard_and_it_is_said_once_that_nothing_is_requeued(
+    told: Told, case: str
+) -> None:
+    job = told[case]
+
+    assert job.heard() == ["USR1"], job.describe()
+    assert len(saved(job)) == 1
+    assert kinds(job) == ["requested"]
+    assert job.output.count("no squeue and scontrol on the PATH") == 1
+    assert (job.restarts, job.row.exit_code >> 8) == (0, 75), job.describe()
 
 
 @pytest.mark.parametrize("case", ["no TERM handler"])
@@ -194,15 +268,28 @@ def test_shield_term_lets_it_live_and_be_told(told: Told, case: str) -> None:
     assert "SIGTERM" in strings(job.notes("ready")[0]["ignored"])
 
 
-def test_after_a_normal_end_nothing_is_left_for_which_the_job_would_be_completing(
+def test_a_job_that_ends_normally_leaves_completing_within_a_second(
     make_cluster: Callable[[Options], Cluster],
 ) -> None:
-    cluster = make_cluster(Options(nodes=1, cpus=1, kill_wait=60))
-    job = cluster.sbatch(watching(training=trainer("--steps", "100")))
-    wait_for_canary(job)
-    job.wait_for_note("exit", timeout=LONG)
+    cluster = make_cluster(Options(nodes=1, cpus=4, kill_wait=60))  # a step that is left would hold it for so long
+    jobs = [cluster.sbatch(watching(training=trainer("--steps", "100"))) for _ in range(3)]
+    for job in jobs:
+        wait_for_canary(job)
 
-    row = job.wait_over(30)  # a step that is left would hold it for KillWait
+    seen = [dict.fromkeys(("first", "last"), 0.0) for _ in jobs]
+    jobs[0].until(lambda: looked_at(cluster, jobs, seen), LONG, "all over")
 
-    assert (row.state, row.exit_code) == ("COMPLETED", 0)
-    assert job.lines("notice") == []
+    assert [(job.row.state, job.row.exit_code) for job in jobs] == [("COMPLETED", 0)] * 3
+    assert [job.lines("notice") for job in jobs] == [[]] * 3
+    took = [times["last"] - times["first"] for times in seen]
+    assert min(took) < 1, took  # on a busy machine slurmctld may take longer than that with one of them
+    assert max(took) < 20, took
+
+
+def looked_at(cluster: Cluster, jobs: list[Job], seen: list[dict[str, float]]) -> bool:
+    """Note when each job was seen COMPLETING, first and last; True: none of them is any more, and all are over."""
+    rows, now = cluster.rows(fresh=True), time.monotonic()
+    for job, times in zip(jobs, seen, strict=True):
+        if rows[job.id].state == "COMPLETING":
+            times["first"], times["last"] = times["first"] or now, now
+    return all(rows[job.id].state == "COMPLETED" for job in jobs)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -55,12 +55,29 @@ def journal(job: Job) -> str:
     return "\n".join([*lines, *logs])
 
 
-def submit(cluster: Cluster, backend: WandbBackend, *options: str, partition: str = "low", term: bool = True) -> Job:
-    """Start a training that saves on USR1 and ends; *term*: it outlives SIGTERM, as if it caught it."""
+def submit(
+    cluster: Cluster,
+    backend: WandbBackend,
+    *options: str,
+    partition: str = "low",
+    term: bool = True,
+    asked: Sequence[str] = (),
+) -> Job:
+    """Start a training that saves on USR1 and ends; *term*: it outlives SIGTERM, as if it caught it.
+
+    Args:
+        cluster: where.
+        backend: the W&B server.
+        options: of preemptd.
+        partition: how it may be preempted.
+        term: see above.
+        asked: more options of sbatch.
+    """
     script = [sys.executable, SCRIPT, "--code", "143"]
     training = ["sh", "-c", 'trap "" TERM; exec "$@"', "sh", *script] if term else script
     env = {**backend.env(), "LOG": "log", "WANDB_DIR": "."}
-    job = cluster.sbatch(watching(*options, training=training, wandb=True), "--exclusive", partition=partition, env=env)
+    command = watching(*options, training=training, wandb=True)
+    job = cluster.sbatch(command, "--exclusive", *asked, partition=partition, env=env)
     ready(job, 1)
     # Looks for runs are seconds apart; one that is younger, and dies at once with its wandb-core, nobody knows.
     job.until(lambda: known(job), LONG, "the run is known")
@@ -79,9 +96,11 @@ def ready(job: Job, count: int) -> None:
 
 def preempted(cluster: Cluster, backend: WandbBackend, case: str) -> Job:
     """Preempt, and wait for the run to be taken up again."""
-    partition, how = case.split()[:2]
-    options = [settings(cluster, NO_CANARY.format(3600))] if how == "direct" else []
-    job = submit(cluster, backend, *options, partition=partition)
+    *usersig, partition, how = case.split()
+    interval = 5 if how == "poll" else 3600
+    options = [] if how == "canary" else [settings(cluster, NO_CANARY.format(interval))]
+    asked = ["--signal=B:USR1@60"] if usersig and how == "direct" else []
+    job = submit(cluster, backend, *options, partition=partition, asked=asked)
     if how == "canary":
         wait_for_canary(job)
     preemptor = cluster.preempt(job)
@@ -122,17 +141,25 @@ def asked(cluster: Cluster, backend: WandbBackend, _case: str) -> Job:
     return end(cluster, job)
 
 
+MATRIX = [
+    f"{usersig}{partition} {how}"
+    for usersig in ("", "usersig ")
+    for partition in ("low", "lowkill", "low0")
+    for how in ("canary", "poll", "direct")
+]
+QUICK = {"low canary", "lowkill canary", "low0 canary", "lowkill direct", "usersig low poll"}
 STORIES: Mapping[str, Callable[[Cluster, WandbBackend, str], Job]] = {
-    "low canary": preempted,
-    "lowkill canary": preempted,
-    "low0 canary": preempted,
-    "lowkill direct": preempted,
+    **dict.fromkeys(MATRIX, preempted),
     "time limit": at_the_time_limit,
     "asked": asked,
     "hanging server": with_a_server_that_hangs,
     "cancelled": cancelled,
 }
-PREEMPTED = [case for case in STORIES if case not in {"cancelled", "hanging server"}]
+PREEMPTED = [
+    pytest.param(case, marks=pytest.mark.soak if case in MATRIX and case not in QUICK else [])
+    for case in STORIES
+    if case not in {"cancelled", "hanging server"}
+]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +169,9 @@ def told(make_cluster: Callable[[Options], Cluster], request: pytest.FixtureRequ
     # A run's end takes seconds here, where a real machine takes one; only one story is about the shortest KillWait.
     usual = make_cluster(Options(nodes=max(1, len(chosen)), cpus=1, kill_wait=20, readable=readable))
     clusters = {"hanging server": make_cluster(Options(nodes=1, cpus=1, readable=readable))}
+    if told_by_signal := [case for case in chosen if case.startswith("usersig")]:
+        options = Options(nodes=len(told_by_signal), cpus=1, kill_wait=20, usersig=True, readable=readable)
+        clusters.update(dict.fromkeys(told_by_signal, make_cluster(options)))
     backends = {case: WandbBackend() for case in chosen}
     for backend in backends.values():
         backend.__enter__()

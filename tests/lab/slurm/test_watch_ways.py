@@ -52,14 +52,15 @@ def test_around_srun_the_ranks_are_signalled_by_slurm_and_the_job_comes_back(
     assert kinds(job)[-1] == "preempt"
 
 
-def test_of_an_array_the_preempted_task_comes_back_and_no_other_is_touched(
-    slurm: Cluster, preemptd_command: list[str]
+def test_of_an_array_the_last_task_comes_back_alone_and_no_other_is_touched(
+    make_cluster: Callable[[Options], Cluster], preemptd_command: list[str]
 ) -> None:
+    slurm = make_cluster(Options(nodes=3, cpus=1))
     watch = [*preemptd_command, "watch", "--no-wandb", "--journal", "$TASK.journal", "--", *trainer("--dir", "$TASK")]
     script = f"TASK=task-$SLURM_ARRAY_TASK_ID\nmkdir -p $TASK\nexec {' '.join(watch)}"
-    array = slurm.sbatch(script, "--array=0-1", "--exclusive")
-    first, last = array.task(0), array.task(1)
-    for task in (first, last):
+    array = slurm.sbatch(script, "--array=0-2", "--exclusive")
+    *others, last = (array.task(index) for index in range(3))
+    for task in (*others, last):
         task.wait_for("RUNNING")
         array.wait_for_event("ready", journal=array.directory / f"task-{task.id[-1]}" / "trainer-0")
 
@@ -68,7 +69,35 @@ def test_of_an_array_the_preempted_task_comes_back_and_no_other_is_touched(
     slurm.release(preemptor)
     last.wait_restarted(1)
 
-    assert (first.restarts, first.state) == (0, "RUNNING")
+    assert last.row.number == array.id, "it has the id of the whole array"
+    assert [(task.restarts, task.state) for task in others] == [(0, "RUNNING")] * 2
+    settled = array.lines("settled", array.directory / "task-2.journal")
+    assert f"requeued job {array.id}_2 (preempt, restart 1)" in str(settled[0]["why"])
+
+
+def test_as_a_step_on_two_nodes_each_rank_has_its_own_and_the_first_one_requeues(
+    slurm: Cluster, preemptd_command: list[str]
+) -> None:
+    watch = [*preemptd_command, "watch", "--no-wandb", "--journal", "$SLURM_PROCID.journal", "--"]
+    ranks = f"sh -c 'exec {' '.join([*watch, *trainer('--catch', 'TERM')])}'"
+    job = slurm.sbatch(f"trap '' TERM\nsrun --ntasks-per-node=1 {ranks}", "--nodes=2", "--exclusive")
+    for rank in (0, 1):
+        job.wait_for_note("ready", rank=rank)
+
+    preemptor = slurm.preempt(job)
+    for rank in (0, 1):
+        job.wait_for_note("exit", rank=rank)
+    slurm.release(preemptor)
+    job.wait_restarted(1)
+
+    for rank in (0, 1):
+        (_, again) = job.wait_for_note("ready", 2, rank=rank)
+        (saved,) = [note for note in job.notes("saved", rank) if note["attempt"] == 0]
+        assert (job.heard(rank=rank), again["step"]) == (["TERM"], saved["step"])
+    journals = [job.lines("settled", job.directory / f"{rank}.journal") for rank in (0, 1)]
+    assert "requeued job" in str(journals[0][0]["why"])
+    assert not any("requeue" in str(line["why"]) for line in journals[1][:1])
+    assert job.restarts == 1
 
 
 def test_a_job_that_may_not_be_requeued_says_so_at_its_start_and_at_its_end(
