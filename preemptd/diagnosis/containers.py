@@ -1,6 +1,8 @@
-"""Containers that a client in the job (docker run) has started: their processes hang elsewhere in the tree.
+"""Containers that a client in the job (docker run) has started: their processes may hang elsewhere in the tree.
 
 The control group of a process names its container, by 64 hexadecimal digits: docker-ID.scope, /docker/ID, libpod-ID.
+docker's are children of a daemon. podman's belong to conmon, which is left to the nearest subreaper: below
+`preemptd watch` that is preemptd.
 """
 
 import os
@@ -40,15 +42,25 @@ def is_client(process: Process) -> bool:
     return program in _CLIENTS and not _VERBS.isdisjoint(words[:6])
 
 
-def look(processes: Sequence[Process]) -> tuple[Inside, ...]:
-    """Find the containers of the clients among *processes*."""
+def look(processes: Sequence[Process], watched: Iterable[int] = ()) -> tuple[Inside, ...]:
+    """Find the containers of the clients among *processes*, but for those that hang in the tree after all.
+
+    Args:
+        processes: the job's.
+        watched: pids in the trees of its preemptds.
+    """
     clients = [process for process in processes if is_client(process)]
     if not clients:
         return ()
-    here = {process.pid for process in processes}
-    containers = {name: pids for name, pids in _by_container().items() if here.isdisjoint(pids)}
+    here = {process.pid for process in processes}.union(watched)
+    containers = _by_container()
     firsts = {name: first for name, pids in containers.items() if (first := _first(pids)) is not None}
-    return tuple(Inside(client, _tree(_name_of(client, firsts), firsts, containers)) for client in clients)
+    names = {client.pid: _name_of(client, firsts) for client in clients}
+    return tuple(
+        Inside(client, _tree(name, firsts, containers))
+        for client in clients
+        if (name := names[client.pid]) is None or here.isdisjoint(containers[name])
+    )
 
 
 def _by_container() -> dict[str, set[int]]:

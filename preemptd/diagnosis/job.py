@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterable, Sequence
 
-from preemptd.diagnosis import containers, services, standing
-from preemptd.diagnosis.findings import JobDiagnosis
+from preemptd.diagnosis import containers, services, standing, steps
+from preemptd.diagnosis.findings import JobDiagnosis, Seen
 from preemptd.diagnosis.services import Services
 from preemptd.diagnosis.surroundings import notes, of_containers, of_subscribers
 from preemptd.diagnosis.unit import Unit, is_preemptd
@@ -42,10 +42,12 @@ def diagnose(pid: int, processes: Sequence[Process], heard: Heard, policy: Polic
         policy: for what no preemptd watches.
     """
     links = link_paths(pid, processes)
-    units = _units(pid, processes, list(map(Watcher.of, heard.answers)), links, policy)
-    watchers = [unit.watcher for unit in units if unit.watcher is not None]
-    insides = containers.look(processes)
-    below = {process.pid for process in processes}
+    tasks = steps.tasks_of(processes)
+    units = _units(pid, processes, tasks, list(map(Watcher.of, heard.answers)), links, policy)
+    watchers = list({unit.watcher.pid: unit.watcher for unit in units if unit.watcher is not None}.values())
+    insides = containers.look(processes, (process.pid for unit in units if unit.watcher for process in unit.processes))
+    everything = (*processes, *tasks)
+    below = {process.pid for process in everything}
     seen = [one for unit in units for one in unit.seen(below)]
     findings = [*heard.findings(links), *(finding for watcher in watchers for finding in watcher.findings())]
     for unit in units:
@@ -55,9 +57,9 @@ def diagnose(pid: int, processes: Sequence[Process], heard: Heard, policy: Polic
     }
     outside, of_outside = of_containers(insides, strangers, policy)
     marks = not watchers or any(watcher.marks for watcher in watchers)
-    found = services.look(processes) if marks else Services()
-    findings += [*of_outside, *of_subscribers(strangers), *found.findings, *notes(processes, seen)]
-    order = _order(processes)
+    found = services.look(everything) if marks else Services()
+    findings += [*of_outside, *of_subscribers(strangers), *found.findings, *notes(processes, _below(processes, seen))]
+    order = _order(everything)
     return JobDiagnosis(
         pid,
         next(in_short(process) for process in processes if process.pid == pid),
@@ -70,14 +72,22 @@ def diagnose(pid: int, processes: Sequence[Process], heard: Heard, policy: Polic
 
 
 def _units(
-    pid: int, processes: Sequence[Process], watchers: Sequence[Watcher], links: Sequence[str], policy: Policy
+    pid: int,
+    processes: Sequence[Process],
+    tasks: Sequence[Process],
+    watchers: Sequence[Watcher],
+    links: Sequence[str],
+    policy: Policy,
 ) -> list[Unit]:
     """Split the job by who watches it: mostly one preemptd, or none, watches all of it."""
     above = {pid, *standing.ancestors(pid)}
     able = [watcher for watcher in watchers if watcher.speaks_our_pids]
     for watcher in able:
         if watcher.main_pid in above:
-            return [Unit(snapshot(watcher.root), watcher.main_pid, policy, watcher)]
+            whole = Unit(snapshot(watcher.root), watcher.main_pid, policy, watcher)
+            return [whole, *steps.units_of(tasks, able, policy, watcher)]
+    if (outer := steps.covering(pid, able)) is not None:
+        return steps.units_of(processes, (), policy, outer)
     by_pid = {process.pid: process for process in processes}
     inside = [watcher for watcher in able if watcher.main_pid in by_pid]
     tops = topmost(by_pid, {watcher.root for watcher in inside})
@@ -87,7 +97,17 @@ def _units(
     ]
     rest = tuple(process for process in processes if tops[process.pid] is None)
     silent = "" if inside else _silent(above | by_pid.keys(), links, watchers)
-    return [*units, Unit(rest, pid, policy, None, silent)] if rest else units
+    if not silent and steps.agent_beside(pid):
+        silent = "preemptd's step on this node"
+    units += [Unit(rest, pid, policy, None, silent)] if rest else []
+    outer = next((watcher for watcher in inside if watcher.nodes), None)
+    return [*units, *steps.units_of(tasks, able, policy, outer)]
+
+
+def _below(processes: Sequence[Process], seen: Sequence[Seen]) -> list[Seen]:
+    """Leave out the ranks: those on other nodes are told as well."""
+    pids = {process.pid for process in processes}
+    return [one for one in seen if one.process.pid in pids]
 
 
 def _silent(pids: Iterable[int], links: Sequence[str], watchers: Iterable[Watcher]) -> str:

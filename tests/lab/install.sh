@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-packages=(dumb-init gcc iproute2 libc6-dev munge nftables procps slurm-wlm tini util-linux)
+packages=(catatonit dbus dumb-init gcc iproute2 libc6-dev munge nftables podman polkitd procps python3-pip runc slurm-wlm systemd tini util-linux)
 
 say() { echo "lab: $*"; }
 
@@ -67,6 +67,21 @@ environment() {
   echo "$wanted" >"$venv/requirements"
 }
 
+# What container images are made of: wheels for Debian's own Python, since no image is fetched from anywhere.
+wheels() {
+  local wanted
+  wanted=$(cat pyproject.toml)
+  if [ "$(cat .lab/wheels/made-for 2>/dev/null)" = "$wanted" ]; then
+    say ".lab/wheels are there"
+    return
+  fi
+  say "fetching wheels for container images into .lab/wheels"
+  rm -rf .lab/wheels
+  /usr/bin/python3 -m pip wheel -qq --disable-pip-version-check --wheel-dir .lab/wheels hatchling .
+  rm .lab/wheels/preemptd-*.whl # the tests build it anew
+  echo "$wanted" >.lab/wheels/made-for
+}
+
 [ "$(id -u)" = 0 ] || fail "run this as root: it installs packages, and the tests make network namespaces"
 command -v apt-get >/dev/null || fail "no apt-get here: install by hand ${packages[*]}"
 mkdir -p .lab
@@ -75,5 +90,6 @@ install_packages
 environment torch torch==2.13.0 accelerate==1.15.0 numpy uv wandb==0.31.0
 environment wandb-0.22.3 wandb==0.22.3
 environment wandb-0.19.11 wandb==0.19.11
+wheels
 unshare --net true || fail "this machine does not allow network namespaces (in a container: run it privileged)"
 say "complete: PREEMPTD_REQUIRE_LAB=1 make test"
