@@ -250,6 +250,10 @@ class Daemon:
         """After `run(stays=True)` and all else: do not end while a notice is open."""
         self._escalating.hold(why, partial(self._answering.take, at_once=True))
 
+    @property
+    def is_in_escalation(self) -> bool:
+        return self._escalating.current is not None
+
     def close(self) -> None:
         self._watching.close()
 

@@ -103,6 +103,18 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays(tmp_path: Path) ->
         assert serving.process.poll() is None
 
 
+def test_while_a_notice_is_open_the_configuration_stays(tmp_path: Path) -> None:
+    with Serving(tmp_path, FILE) as serving:
+        serving.await_line("serving")
+        serving.notify()
+        serving.await_line("notice")
+        serving.signal(signal.SIGHUP)
+        (warning,) = serving.await_line("warning", wanted=lambda line: "SIGHUP" in str(line["text"]))
+
+        assert "a notice is open" in str(warning["text"])
+        assert len(serving.lines("serving")) == 1
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [

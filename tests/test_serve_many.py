@@ -1,5 +1,6 @@
 """Five hundred targets of one daemon: each is told, once."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -35,6 +36,10 @@ def told(log: Path) -> list[int]:
     return [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
 
 
+def states(serving: Serving) -> list[str]:
+    return [target["state"] for target in json.loads(serving.status())["targets"]]
+
+
 def test_each_of_five_hundred_targets_is_told_once(tmp_path: Path) -> None:
     log = tmp_path / "told"
     with trainings(MANY, log) as pids:
@@ -42,6 +47,7 @@ def test_each_of_five_hundred_targets_is_told_once(tmp_path: Path) -> None:
         config = f'provider = ["file"]\ngrace = 60\nno_wandb = true\n{targets}'
         with Serving(tmp_path, config) as serving:
             serving.await_line("serving", timeout=120)
+            wait_until(lambda: states(serving) == ["running"] * MANY, 120, "status shows them all", pause=0.5)
             serving.notify()
             wait_until(lambda: len(told(log)) >= MANY, 120, "all are told", pause=0.1)
             serving.signal(signal.SIGTERM)

@@ -122,7 +122,9 @@ class _Round:
             roster = stack.enter_context(closing(Roster()))
             marker = self._marker(roster, ledger)
             finder = stack.enter_context(closing(self._finder(link)))
-            fleet = Fleet(lasting.helpers, finder.status, lambda: self._say_started(link, finder), self._reload)
+            fleet = Fleet(
+                lasting.helpers, finder.status, lambda: self._say_started(link, finder), lambda: self._reload(daemon)
+            )
             parts = self._parts(providers, ledger, link, marker, finder)
             timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else Killing.NEVER)
             daemon = stack.enter_context(closing(Daemon(parts, timing, fleet)))
@@ -220,7 +222,10 @@ class _Round:
     def _changed(self, name: str, state: str, why: str, pid: int | None) -> None:
         self._journal.write("target", name=name, state=state, why=why, pid=pid)
 
-    def _reload(self) -> bool:
+    def _reload(self, daemon: Daemon) -> bool:
+        if daemon.is_in_escalation:
+            self._journal.warn("a notice is open: the configuration stays; send SIGHUP again when it is over")
+            return False
         self._lasting.manager.reloading()
         try:
             self._following = self._lasting.read()
