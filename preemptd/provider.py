@@ -198,6 +198,8 @@ class Provider(ABC):
     options_type: ClassVar[type[Options]] = Options
     stands_down_for: ClassVar[frozenset[str]] = frozenset()
     """Names of providers that do this one's work where they run (`file` stands down where `slurm` runs)."""
+    holds_commands: ClassVar[bool] = True
+    """A command is not started before the watches have said, within 0.3 s, whether a notice is pending."""
     opt_in: ClassVar[bool] = False
     """True: only ever used when named with ``--provider``."""
     settles_within: ClassVar[float] = 0.0
@@ -246,6 +248,12 @@ class Provider(ABC):
         Returns what was done, for the journal; empty: nothing. A `ProviderError` says that it could not be done.
         """
         return ""
+
+    def relax(self) -> None:
+        """Hear that, for now, nobody needs the platform to be held back: all who were told have saved or ended.
+
+        Called again and again while a notice is open, from its own loop: must not block.
+        """
 
     def describe(self) -> str:
         """Say for people, in a few words, where it looks: ``http://169.254.169.254, IMDSv2``."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from preemptd.cli.environment import is_safe, link_directory
 from preemptd.errors import ConfigError
-from preemptd.slurm_job import job_of
+from preemptd.slurm_job import job_of, numbers_of
 
 ANSWER_WITHIN = 2.0
 """Seconds: it answers when it has looked at its processes."""
@@ -19,6 +19,8 @@ class Announcing:
     def __init__(self, line: bytes, job: str | None) -> None:
         self._line = line
         self._job = job
+        self._numbers: frozenset[str] = frozenset()
+        """What only this SLURM job has, of which we are a part."""
 
     def must_tell(self, path: str) -> None:
         """Tell the preemptd at *path*, whichever job it has.
@@ -41,6 +43,7 @@ class Announcing:
             environ: says where to look.
             is_ours: it is the job that we run in, so that ``PREEMPTD_LINK`` is its preemptd, and the one to tell.
         """
+        self._numbers = numbers_of(environ) if is_ours else frozenset()
         own = environ.get("PREEMPTD_LINK") if is_ours else None
         if own and self._is_told(own, by_name=False):
             return [own]
@@ -66,6 +69,8 @@ class Announcing:
 
         pid, _ = credentials(sock)
         theirs = environ(pid) if pid else {}
+        if self._numbers and theirs.get("SLURM_JOB_ID"):
+            return theirs["SLURM_JOB_ID"] in self._numbers
         ids = {job_of(theirs), theirs.get("SLURM_JOB_ID"), theirs.get("PREEMPTD_JOB_ID")}
         if by_name:
             return self._job in ids or os.path.basename(path) == f"{self._job}.sock"

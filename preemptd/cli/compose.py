@@ -9,6 +9,7 @@ from signal import Signals
 from typing import TYPE_CHECKING
 
 import preemptd
+from preemptd.cli import misspelt
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
 from preemptd.cli.jobs import Ended, Job, Made, Providers
 from preemptd.cli.observing import finish, observers
@@ -46,6 +47,8 @@ def run(job: Job) -> Ended:
     journal.add(Log(2, job.settings.log_format))
     if job.settings.journal:
         journal.add(JournalFile(job.settings.journal, journal.warn))
+    for text in misspelt.warnings(job.environ):
+        journal.warn(text)
     rehearsed = job.platform_environ is not None
     observing = observers(job.settings, job.environ, job.helpers, journal, rehearsed=rehearsed)
     job = replace(job, sinks=(*job.sinks, *observing))
@@ -94,7 +97,8 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
         argv = command_of(target.id, tree.snapshot(), job.argv) if adopted else job.argv
         say = partial(write_start, journal, argv, settings.job_id, target, link.path if link else None, ledger.record)
         supervision = Supervision(target, job.helpers, say)
-        if not settings.die_with_parent and (not providers.certain or settings.when_pending == "start"):
+        holds = settings.when_pending != "start" and any(p.holds_commands for p in providers.certain.values())
+        if not settings.die_with_parent and not holds:
             supervision.release()  # before the rest of us is imported: no notice could hold it back
         from preemptd.cli.running import supervise
 

@@ -47,16 +47,21 @@ def _text(diagnosis: "JobDiagnosis | MachineDiagnosis") -> str:
 
 def _machine(*, no_probe: bool) -> "MachineDiagnosis":
     from preemptd.diagnosis.machine import diagnose
-    from preemptd.diagnosis.slurm import of_machine
+    from preemptd.diagnosis.slurm import of_machine, of_told
 
     slurm = [] if no_probe else of_machine(os.environ)
     heard = _heard(sockets(link_directory(os.environ)))
     with survey(no_probe=no_probe) as found:
-        return diagnose(found.words, () if no_probe else found.here, heard, slurm)
+        diagnosis = diagnose(found.words, () if no_probe else found.here, heard, slurm)
+    if no_probe:
+        return diagnosis
+    dying = [finding for job in diagnosis.jobs for finding in of_told(job.processes)]
+    return replace(diagnosis, findings=[*diagnosis.findings, *dying])
 
 
 def _job(pid: int, *, no_probe: bool) -> "JobDiagnosis":
     from preemptd.config import settings
+    from preemptd.diagnosis import stops
     from preemptd.diagnosis.job import diagnose, snapshot
     from preemptd.diagnosis.slurm import of_job
     from preemptd.diagnosis.watcher import link_paths
@@ -66,7 +71,8 @@ def _job(pid: int, *, no_probe: bool) -> "JobDiagnosis":
     processes = snapshot(pid)
     heard = _heard([*link_paths(pid, processes), *sockets(link_directory(os.environ))])
     found = diagnose(pid, processes, heard, Policy(wishes.signals, wishes.signal_target))
-    return found if no_probe else replace(found, findings=[*found.findings, *of_job(pid, processes)])
+    of_slurm = [] if no_probe else of_job(pid, processes, found.processes)
+    return replace(found, findings=[*found.findings, *of_slurm, *stops.of_job(found)])
 
 
 def _heard(paths: Sequence[str]) -> "Heard":

@@ -10,7 +10,8 @@ from glob import escape, glob
 
 from preemptd.cli.compose import run
 from preemptd.cli.jobs import Ended, Job
-from preemptd.journal import Journal, JournalFile, Log
+from preemptd.journal import Journal, Log
+from preemptd.journal_file import JournalFile
 from preemptd.supervision import FORWARDED, STOPS, signals_to_catch
 
 FIRST_PAUSE = 1.0

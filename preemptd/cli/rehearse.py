@@ -70,7 +70,7 @@ def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapp
     from preemptd.cli.jobs import Job
     from preemptd.config import settings
     from preemptd.escalation import Killing
-    from preemptd.journal import Lines
+    from preemptd.journal_file import Lines
     from preemptd.rehearsal.report import Rehearsal, Verdict, judge, render
     from preemptd.targets.child import Helpers
     from preemptd.targets.terminal import interrupt_own_group

@@ -48,14 +48,15 @@ def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "
     journal.write(
         "exited",
         pid=process.pid,
-        status=ending.outcome.status,
+        status=None if ending.running else ending.outcome.status,
         preempted=settled.preempted,
         told=ending.told,
         ms=None if ending.since_notice is None else round(ending.since_notice * 1000, 1),
         spare=None if ending.spare is None else round(ending.spare, 2),
     )
     why = "; ".join((settled.why, *done))
-    journal.write("settled", status=settled.status, preempted=settled.preempted, why=why)
+    announced = ending.told or bool(done)
+    journal.write("settled", status=settled.status, preempted=settled.preempted, announced=announced, why=why)
 
 
 def warn_of_leftovers(journal: Journal, snapshot: Sequence[Process], signals: Sequence[Signals]) -> None:

@@ -72,8 +72,16 @@ class Unit:
             if process.pid in below:
                 yield self._unreachable(process)
         if not trains and alone and not has_containers and not self._linked:
+            yield from self._nobody()
+
+    def _nobody(self) -> Iterator[Finding]:
+        if all(process.comm != "srun" for process in self.processes):
             text = f"nothing that looks like a training runs below pid {self._main_pid}"
             yield Finding("nobody-listens", text, "ask for the pid of the job itself", self._main_pid, loses=True)
+        elif self.watcher is not None and not self.watcher.nodes:
+            text = "what srun has started would not be told: there is no step of preemptd's beside it"
+            advice = "ask again some seconds after the start; the output of preemptd says why it is missing"
+            yield Finding("no-step", text, advice, self._main_pid, loses=True)
 
     def _names(self) -> str:
         work = [choice.process for choice in self._selection.told] or list(self._selection.unreachable)
@@ -129,5 +137,7 @@ def is_preemptd(pid: int) -> bool:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = [os.path.basename(word) for word in file.read(4096).decode(errors="replace").split("\0")]
     except OSError:
+        return False
+    if not words[0].startswith(("preemptd", "python", "pypy")):  # srun preemptd watch, sudo preemptd watch
         return False
     return "preemptd" in words[:4] and not {"watch", "rehearse", "daemon"}.isdisjoint(words[:5])

@@ -33,6 +33,7 @@ _HOST = "shutdown:host"
 class HostShutdown(Provider):
     name = _NAME
     stands_down_for = frozenset({"slurm"})
+    holds_commands = False  # who starts a command on a host that is going down will see
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         super().__init__(options, surroundings)
@@ -43,7 +44,10 @@ class HostShutdown(Provider):
     def detect(cls, machine: Machine) -> Detection | None:  # noqa: ARG003 - systemd stands in no environment
         if not os.path.isdir(SYSTEMD):
             return None
-        return Detection(Found.MACHINE, f"systemd runs here; shutdowns are heard of by {_heard_from()}")
+        why = _unheard()
+        return Detection(
+            Found.MACHINE, f"systemd runs here, but logind is not heard: {why}" if why else "systemd runs here"
+        )
 
     def prepare(self) -> None:
         if not _unheard():
@@ -73,7 +77,7 @@ class HostShutdown(Provider):
             self._logind.release()
 
     def describe(self) -> str:
-        return _heard_from()
+        return f"SIGTERM, {SCHEDULED}" + ("" if _unheard() else ", logind")
 
 
 def _unheard() -> str:
@@ -81,11 +85,6 @@ def _unheard() -> str:
     if importlib.util.find_spec("jeepney") is None:
         return "jeepney is not installed: pip install 'preemptd[systemd]'"
     return "" if os.path.exists(BUS) else f"there is no {BUS}"
-
-
-def _heard_from() -> str:
-    why = _unheard()
-    return f"SIGTERM and {SCHEDULED}; not by logind: {why}" if why else f"SIGTERM, {SCHEDULED} and logind"
 
 
 def _host(source: str, observed: float, remaining: float | None, sent: frozenset[int] = frozenset()) -> Notice:
