@@ -100,11 +100,10 @@ def _join() -> "Client | _Absent":
             return _Absent()
         _is_importing = True
         try:
-            from preemptd.link.client import Client
+            from preemptd.link.client import started
         finally:
             _is_importing = False
-        client = Client(path)
-        client.start()
+        client = started(path)
         if _client is not None:  # a signal handler's call came in between and was faster
             client.close()
             return _client

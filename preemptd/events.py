@@ -47,9 +47,11 @@ class WatchChanged:
 
 @dataclass(frozen=True, slots=True)
 class ProvidersProbed:
-    """The bounded probe of the network is over; *found* maps provider name to the reason."""
+    """A bounded probe of the network is over; *found* maps provider name to the reason."""
 
     found: Mapping[str, str]
+    last: bool = True
+    """There will be no other: something was found, or it was tried often enough."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,10 @@ def _provider(line: Line) -> str:
 
 def _notice(line: Line) -> str:
     acted = "" if line["acted"] else f": not acted on, {line['why']}"
-    return f"NOTICE from {line['provider']}: {line['kind']} in {_seconds(line['grace'])} ({line['source']}){acted}"
+    what = f"{line['kind']} in {_seconds(line['grace'])}"
+    if line.get("meaning") == "stopped" and line["kind"] == "requested":
+        what = "somebody stops this job, it does not come back"
+    return f"NOTICE from {line['provider']}: {what} ({line['source']}){acted}"
 
 
 def _advice(line: Line) -> str:
@@ -238,7 +241,7 @@ def _exited(line: Line) -> str:
 
 
 def _settled(line: Line) -> str:
-    return f"exit {line['status']}: {line['why']}" if line["preempted"] else ""
+    return f"exit {line['status']}: {line['why']}" if line["preempted"] or line.get("announced") else ""
 
 
 def _escalated(line: Line) -> str:

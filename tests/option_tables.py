@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = re.compile(r"(<!-- options:(\w+) -->\n).*?(<!-- /options -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- options:([\w-]+) -->\n).*?(<!-- /options -->)", re.DOTALL)
 
 
 def opening(command: str) -> str:

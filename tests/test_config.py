@@ -108,6 +108,11 @@ def test_variables_that_are_no_settings_are_left_alone() -> None:
         ({"flags": {"link": ""}}, "command line: link = '': no file can have this name"),
         ({"flags": {"job_id": "x" * 10_000}}, "command line: job-id = 'xxxxxxxx"),
         ({"environ": {"PREEMPTD_LISTEN": "9400"}}, "environment: listen = '9400': "),
+        (
+            {"flags": {"requeue_on": ""}},
+            "command line: requeue-on = '': must be of preempt, timelimit, request; or none",
+        ),
+        ({"flags": {"requeue_delay": "1e9"}}, "command line: requeue-delay = '1e9': "),
         ({"flags": {"webhook_format": "xml"}}, "command line: webhook-format = 'xml': "),
     ],
 )

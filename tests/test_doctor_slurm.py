@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from preemptd.diagnosis.scontrol import parse_config, parse_records
-from preemptd.diagnosis.slurm import Wish, wish_of
+from preemptd.diagnosis.slurm_settings import Wish, wish_of
 from tests.conftest import ROOT
 from tests.doctors import Diagnosis, doctor, run_doctor, running
 from tests.watching import trainer
 
 PAGE = (ROOT / "docs" / "slurm.md").read_text()
-SOURCE = (ROOT / "preemptd" / "diagnosis" / "slurm.py").read_text()
+SOURCE = "".join((ROOT / "preemptd" / "diagnosis" / name).read_text() for name in ("slurm.py", "slurm_settings.py"))
 
 # As 22.05.8 prints it. 23.02 puts `PreemptParameters` between mode and type; 25.11 has `(null)` for no PreemptType.
 CONFIG = """\
@@ -114,10 +114,18 @@ def test_it_only_asks(slurm: Slurm) -> None:
 
 
 def test_of_an_array_the_one_task_is_asked_for(slurm: Slurm) -> None:
-    slurm.doctor(SLURM_ARRAY_JOB_ID="12", SLURM_ARRAY_TASK_ID="3")
+    other = JOB.format(0, 1, "01:00:00").replace("JobId=12", "JobId=14 ArrayJobId=12 ArrayTaskId=2")
+    slurm.says("job", other + GOOD["job"].replace("JobId=12", "JobId=12 ArrayJobId=12 ArrayTaskId=3"))
 
-    assert "--oneliner show job 12_3" in slurm.asked()
+    assert "slurm-requeue" not in kinds(slurm.doctor())
     assert "write batch_script 12_3 -" in slurm.asked()
+
+
+def test_a_job_that_was_submitted_in_a_task_of_an_array_is_asked_for_itself(slurm: Slurm) -> None:
+    slurm.doctor(SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="3")
+
+    assert "--oneliner show job 12" in slurm.asked()
+    assert "write batch_script 12 -" in slurm.asked()
 
 
 @pytest.mark.parametrize(
@@ -345,7 +353,7 @@ def test_the_page_has_a_row_for_each_finding_and_a_finding_for_each_name_in_it()
 
 
 def test_the_page_explains_each_setting_that_is_looked_at() -> None:
-    looked_at = set(re.findall(r'(?:config|partition)\.get\("(\w+)"', SOURCE)) - {"PartitionName"}
+    looked_at = set(re.findall(r'(?:config|partition)\.get\("(\w+)"', SOURCE)) - {"PartitionName", "SLURM_VERSION"}
 
     assert len(looked_at) >= 7
     assert {name for name in looked_at if f"`{name}" not in PAGE} == set()

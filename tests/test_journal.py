@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from preemptd.journal import Journal, JournalFile, Line, Lines, Log, printable, say
+from preemptd.journal import Journal, Line, Log, printable, say
+from preemptd.journal_file import JournalFile, Lines
 from tests.waiting import wait_until
 
 NOTICE = {
@@ -128,17 +129,17 @@ def test_a_journal_that_cannot_be_opened_is_said_once_and_done_without(tmp_path:
     file.close()
 
     assert len(complaints) == 1
-    assert complaints[0].endswith("no journal is kept")
+    assert complaints[0].endswith("what it misses is lost")
 
 
-def test_a_journal_on_a_full_disk_is_said_once_and_left_alone() -> None:
+def test_a_journal_on_a_full_disk_is_said_once() -> None:
     complaints: list[str] = []
     file = JournalFile("/dev/full", complaints.append)
     file.write(TOLD)
     file.write(TOLD)
     file.close()
 
-    assert complaints == ["journal /dev/full cannot be written (No space left on device): no journal is kept from here"]
+    assert complaints == ["journal /dev/full cannot be written (No space left on device): what it misses is lost"]
 
 
 def test_a_pipe_that_nobody_reads_costs_a_second_once_and_never_the_end(pipe: tuple[int, int]) -> None:
@@ -253,6 +254,12 @@ def test_progress_goes_to_no_pipe(pipe: tuple[int, int], form: str) -> None:
         ({"event": "saved", "pid": 7, "step": 0, "path": "/x"}, "pid 7 has saved step 0 to /x"),
         ({"event": "saved", "pid": 7, "step": None, "path": None}, "pid 7 has saved"),
         ({"event": "settled", "status": 75, "preempted": True, "why": "preempted"}, "exit 75: preempted"),
+        ({"event": "settled", "status": 0, "preempted": False, "announced": True, "why": "done"}, "exit 0: done"),
+        (
+            {**NOTICE, "kind": "requested", "meaning": "stopped"},
+            "NOTICE from ec2: somebody stops this job, it does not",
+        ),
+        ({**NOTICE, "kind": "cancelled", "meaning": "stopped"}, "NOTICE from ec2: cancelled in 118 s"),
         ({"event": "warning", "text": "mind"}, "warning: mind"),
     ],
 )

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ from preemptd.link.server import Server
 from preemptd.model import ProcessId
 from preemptd.procfs import process_id
 from tests.linking import ROOT, Events, RawPeer, line_of, notice, script, serving, short_directory, tell_to_go_on
+from tests.metadata_server import FaultyEc2
+from tests.test_watch import on_ec2
 from tests.waiting import wait_until
+from tests.watching import Watch, trainer
 
 OPENS = """
 import os, socket, sys
@@ -338,4 +342,102 @@ print(os.getpid(), json.loads(s.makefile().readline())["type"], flush=True); inp
         ) as process:
             assert line_of(process) == "1 registered"
             assert events.wait_for(LinkJoined)[0].process.pid > 1
+            tell_to_go_on(process)
+
+
+ATTACKS = {
+    "floods": 'register(); send(b\'{"v":1,"verb":"saving"}\\n\' * 1000)',
+    "half lines": "send(b'{\"v\":1,'); time.sleep(0.1)",
+    "oversized lines": "send(b'x' * 100_000)",
+    "nonsense": "send(b'\\xff\\x00{}[]\\n' * 100)",
+    "connections": "crowd.append(connect())",
+    "comes and goes": "register(); link.close()",
+    "does not read": 'register(); send(b\'{"v":1,"verb":"status"}\\n\' * 20); crowd.append(link)',
+}
+"""What each attacker does on each new connection, for ever."""
+ATTACKS_IN = """
+import json, os, socket, sys, time
+crowd = []
+def connect():
+    s = socket.socket(socket.AF_UNIX); s.settimeout(0.2); s.connect(sys.argv[1]); return s
+def send(data): link.sendall(data)
+def register(): send(json.dumps({"v": 1, "verb": "register", "pid": os.getpid()}).encode() + b"\\n")
+print("ready", flush=True)
+while True:
+    try:
+        link = connect()
+        %s
+    except OSError:
+        time.sleep(0.01)
+"""
+
+
+def test_under_all_attacks_at_once_a_whole_watch_tells_in_time_and_believes_the_trainer(tmp_path: Path) -> None:
+    with (
+        contextlib.ExitStack() as stack,
+        FaultyEc2(grace=30.0) as ec2,
+        Watch(tmp_path, trainer("link"), env=on_ec2(ec2)) as watch,
+    ):
+        ready = watch.await_said("ready")[0]
+        link = str(watch.await_line("started")[0]["link"])
+        for attack in ATTACKS.values():
+            line_of(stack.enter_context(script(ATTACKS_IN % attack, None, link)))
+        looks = len(ec2.asked)
+        wait_until(lambda: len(ec2.asked) > looks + 2)
+        ec2.announcement.announce()
+        watch.await_said("saved")
+        stack.close()
+        status = watch.wait(60)
+
+    (told,) = (line for line in watch.lines("told") if line["pid"] == ready["pid"])
+    assert status == 75
+    assert told["how"] == "link"
+    assert float(str(told["ms"])) < 2500
+    assert ready["pid"] in [line["pid"] for line in watch.lines("saved")]
+
+
+def test_who_comes_anew_for_each_flood_is_slowed_down_as_well() -> None:
+    floods = """
+import json, os, socket, sys
+line = json.dumps({"v": 1, "verb": "register", "pid": os.getpid()}).encode() + b"\\n"
+for _ in range(300):
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(os.environ["PREEMPTD_LINK"])
+        s.sendall(line + b'{"v":1,"verb":"saving"}\\n' * 200)
+print("done", flush=True); input()
+"""
+    with served() as (server, events, *_), script(floods, server.path) as hostile:
+        began = time.monotonic()
+        assert line_of(hostile) == "done"
+        wait_until(lambda: events.of(LinkLeft))
+        took = time.monotonic() - began
+
+        said = [event for event in events.of(LinkSaid) if event.process.pid == hostile.pid]
+        assert len(said) < connection.OF_A_PROCESS_AT_ONCE + 300 + connection.OF_A_PROCESS_PER_SECOND * (took + 1)
+        assert len(said) < 10_000
+
+
+@pytest.mark.usefixtures("needs_root")
+def test_one_process_that_has_no_pid_here_gets_64_connections_too() -> None:
+    """Where the kernel tells such processes apart (6.9): before that they have only the limit for all in common."""
+    serves = """
+import sys
+from preemptd.link.server import Server
+server = Server(sys.argv[1], print, "9.9")
+server.open(); server.start(); print("ready", flush=True); sys.stdin.readline()
+"""
+    with short_directory() as directory:
+        path = str(directory / "link")
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", serves, path]
+        with subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert line_of(process) == "ready"
+            with script(OPENS, path, "100") as greedy, script(OPENS, path, "60") as modest:
+                line_of(greedy)
+                line_of(modest)
+                tells_apart = os.stat(os.pidfd_open(greedy.pid)).st_ino != os.stat(os.pidfd_open(modest.pid)).st_ino
+                if tells_apart:
+                    wait_until(lambda: still_open([greedy]) <= exchange.MOST_OF_ONE_PID)
+
+                assert still_open([greedy]) == (exchange.MOST_OF_ONE_PID if tells_apart else 100)
+                assert still_open([modest]) == 60
             tell_to_go_on(process)

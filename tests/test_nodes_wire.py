@@ -9,7 +9,8 @@ import pytest
 
 from preemptd.config import Settings
 from preemptd.escalation import Escalation, Timing, deadline_of
-from preemptd.journal import Journal, Lines
+from preemptd.journal import Journal
+from preemptd.journal_file import Lines
 from preemptd.model import ProcessId
 from preemptd.nodes.news import News
 from preemptd.nodes.step_tree import Place

@@ -229,10 +229,11 @@ def test_the_preemptd_of_a_named_job_is_found_by_its_socket(short: Path) -> None
     assert ended.stdout == f"told the preemptd at {short}/preemptd/run42.sock, for job run42\n"
 
 
-def test_all_preemptds_of_a_slurm_job_are_told_and_none_of_another(short: Path) -> None:
+@pytest.mark.parametrize("differs", [{"SLURM_ARRAY_TASK_ID": "2"}, {}], ids=["task", "submitted by the task"])
+def test_all_preemptds_of_a_slurm_job_are_told_and_none_of_another(short: Path, differs: Mapping[str, str]) -> None:
     """Two tasks on one node, and the last task of an array, whose SLURM_JOB_ID is that of the array."""
     env = {"XDG_RUNTIME_DIR": str(short)}
-    first, other = {**env, **ARRAY}, {**env, **ARRAY, "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "4712"}
+    first, other = {**env, **ARRAY}, {**env, **ARRAY, **differs, "SLURM_JOB_ID": "4712"}
     options = "--provider", "file"
     with (
         Watch(short, trainer("USR1"), *options, env=first, name="a") as a,

@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,87 @@ def test_a_start_that_was_preempted_early_or_never_had_the_id_counts_for_nothing
 
     assert keeping.attempt() == ALLOW
     assert keeping.record() == KEPT
+
+
+def offline(directory: Path, core_pid: int = 2**22 + 1) -> Run:
+    """An offline run that lies in *directory*; there is no such process, unless one is named."""
+    return Run("abc12345", core_pid, 199, str(directory / "wandb" / "offline-run-20261120_120000-abc12345"))
+
+
+@contextmanager
+def core_of(directory: Path, version: str, **env: str) -> Iterator[int]:
+    """A process whose program lies where that of *version* would."""
+    (directory / f"wandb-{version}.dist-info").mkdir()
+    program = directory / "wandb" / "bin" / "wandb-core"
+    program.parent.mkdir(parents=True)
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "600"], env=env) as core:
+        yield core.pid
+        core.kill()
+
+
+@pytest.mark.parametrize(("version", "given"), [("0.31.0", ALLOW), ("0.22.3", {})])
+def test_an_offline_run_is_known_by_its_process_though_the_first_checkpoint_comes_when_that_has_ended(
+    tmp_path: Path, version: str, given: Mapping[str, str]
+) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    keeping = Keeping(Place.of(str(checkpoints), ""))
+    resumption = keeping.start()
+    resumption.look(adopted=False)
+    with core_of(tmp_path, version) as core:
+        resumption.hear(RunsFound((offline(tmp_path, core),)))
+        wait_until(lambda: bool(resumption._natures))
+    checkpoints.mkdir()
+    (checkpoints / "step-1").touch()
+    resumption.close()
+
+    assert keeping.attempt() == given
+    assert [text.partition(":")[0] for text in keeping.complaints] == (
+        [] if given else ["this wandb is older than 0.31"]
+    )
+
+
+def test_a_run_is_of_a_sweep_though_its_process_has_ended_when_the_first_checkpoint_comes(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    keeping = Keeping(Place.of(str(checkpoints), ""))
+    resumption = keeping.start()
+    resumption.look(adopted=False)
+    with core_of(tmp_path, "0.31.0", WANDB_SWEEP_ID="s") as core:
+        resumption.hear(RunsFound((replace(RUN, core_pid=core),)))
+        wait_until(lambda: bool(resumption._natures))
+    checkpoints.mkdir()
+    (checkpoints / "step-1").touch()
+    resumption.close()
+
+    assert keeping.attempt() == {"WANDB_RESUME": "allow"}
+
+
+@pytest.mark.parametrize(
+    ("logged", "given", "said"),
+    [
+        ('{"msg":"stream: starting","core version":"0.31.0"}', ALLOW, ""),
+        ('{"msg":"stream: starting","core version":"0.22.3"}', {}, "this wandb is older than 0.31"),
+        ("", {}, "which wandb writes run abc12345 could not be found out"),
+    ],
+)
+def test_an_offline_run_whose_process_is_gone_is_known_by_its_log(
+    keeping: Keeping, tmp_path: Path, logged: str, given: Mapping[str, str], said: str
+) -> None:
+    run = offline(tmp_path)
+    logs = Path(run.directory) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "debug-internal.log").write_text(logged)
+    keeping.attempt(run)
+
+    assert keeping.attempt() == given
+    assert [text.partition(":")[0] for text in keeping.complaints] == [said] * bool(said)
+
+
+def test_a_run_of_a_newer_wandb_goes_on_after_one_that_could_not(keeping: Keeping, tmp_path: Path) -> None:
+    keeping.attempt(offline(tmp_path))
+    given = [keeping.attempt(OTHER), keeping.attempt(OTHER)]
+
+    assert given == [{}, {**ALLOW, "WANDB_RUN_ID": OTHER.run_id}]
 
 
 def test_the_id_is_written_when_the_run_is_found_not_at_the_end(keeping: Keeping) -> None:

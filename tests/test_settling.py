@@ -95,6 +95,18 @@ def test_progress_or_ignorance_begins_the_count_anew(progress: bool | None) -> N
     assert (settled.status, settled.futile) == (75, 0)
 
 
+@pytest.mark.parametrize(
+    ("progress", "why"),
+    [
+        (True, "preempted (its own status was 143)"),
+        (None, "preempted (its own status was 143)"),
+        (False, "preempted (its own status was 143; nothing new and complete lies in its --checkpoint-dir)"),
+    ],
+)
+def test_an_attempt_that_saved_nothing_says_so_at_its_end(progress: bool | None, why: str) -> None:
+    assert settle(ending(143), Settings(), progress, 0).why == why
+
+
 def test_an_end_that_nobody_saw_is_named() -> None:
     settled = settle(ending(1, told=False, known=False), Settings(), None, 0)
 

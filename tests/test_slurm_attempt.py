@@ -340,7 +340,8 @@ def test_a_file_is_told_at_once_and_decided_by_the_next_row() -> None:
 
     assert first is not None
     assert (first.meaning, first.source, first.remaining) == (Meaning.UNDECIDED, "/s/12.preempt", 40.0)
-    assert decided(story.finds(remaining=40)) == (Kind.REQUESTED, Meaning.PREEMPTED)
+    assert decided(story.finds(remaining=40)) == (Kind.PREEMPT, Meaning.PREEMPTED)
+    assert story.attempt.sent_to_steps == frozenset()
 
 
 def test_a_file_in_the_grace_names_the_nearer_end() -> None:
@@ -367,5 +368,5 @@ def test_a_file_that_is_removed_is_taken_back_unless_slurm_says_the_same() -> No
 def test_in_a_container_a_file_decides_and_its_removal_takes_it_back() -> None:
     story = Story(has_controller=False)
 
-    assert decided(story.finds()) == (Kind.REQUESTED, Meaning.PREEMPTED)
+    assert decided(story.finds()) == (Kind.PREEMPT, Meaning.PREEMPTED)
     assert story.attempt.filed(None) is None

@@ -103,7 +103,7 @@ def test_a_lower_count_than_ours_is_none_of_a_newer_copy() -> None:
 # The time limit
 
 
-@pytest.mark.parametrize("wake", Wake)
+@pytest.mark.parametrize("wake", [Wake.SIGNAL, Wake.TERM])
 def test_a_signal_near_the_time_limit_announces_it(wake: Wake) -> None:
     near = row("RUNNING", end=NOW + 100)
 
@@ -146,11 +146,18 @@ def test_a_job_without_a_limit_never_comes_near_it() -> None:
 # Signals of people
 
 
-@pytest.mark.parametrize("wake", [Wake.SIGNAL, Wake.FILE])
 @pytest.mark.parametrize("state", ["RUNNING", "SIGNALING", "SUSPENDED"])
-def test_usr1_or_a_file_far_from_the_limit_is_a_request_that_brings_the_job_back(wake: Wake, state: str) -> None:
-    left = FAR - NOW if wake is Wake.SIGNAL else None
-    assert classify(row(state), replace(AT_NOW, wake=wake)) == Verdict(Kind.REQUESTED, PREEMPTED, left, OURS)
+def test_usr1_far_from_the_limit_is_a_request_that_brings_the_job_back(state: str) -> None:
+    verdict = classify(row(state), replace(AT_NOW, wake=Wake.SIGNAL))
+
+    assert verdict == Verdict(Kind.REQUESTED, PREEMPTED, FAR - NOW, OURS)
+
+
+@pytest.mark.parametrize(("end", "left"), [(FAR, None), (NOW + 100, 100.0)])
+def test_a_file_is_a_preemption_wherever_the_limit_is(end: float, left: float | None) -> None:
+    verdict = classify(row("RUNNING", end=end), replace(AT_NOW, wake=Wake.FILE))
+
+    assert verdict == Verdict(Kind.PREEMPT, PREEMPTED, left, OURS)
 
 
 def test_a_sigterm_to_a_running_job_is_somebodys_wish_to_stop() -> None:
@@ -182,9 +189,9 @@ def test_a_second_between_two_times_that_are_meant_to_be_equal_is_a_tick() -> No
 # Nobody answers
 
 
-@pytest.mark.parametrize("wake", [Wake.SIGNAL, Wake.FILE])
-def test_without_an_answer_usr1_and_files_are_requests(wake: Wake) -> None:
-    assert classify(None, replace(AT_NOW, wake=wake)) == Verdict(Kind.REQUESTED, PREEMPTED, None, OURS)
+@pytest.mark.parametrize(("wake", "kind"), [(Wake.SIGNAL, Kind.REQUESTED), (Wake.FILE, Kind.PREEMPT)])
+def test_without_an_answer_usr1_is_a_request_and_a_file_a_preemption(wake: Wake, kind: Kind) -> None:
+    assert classify(None, replace(AT_NOW, wake=wake)) == Verdict(kind, PREEMPTED, None, OURS)
 
 
 @pytest.mark.parametrize("wake", [None, Wake.TERM])

@@ -54,7 +54,7 @@ def test_a_file_is_told_at_once_decided_by_the_controller_and_answered(world: Sl
     assert before == (None, None)
     assert (first.meaning, first.event_id, soon) == (Meaning.UNDECIDED, "slurm:12:0", 0.25)
     assert seen == [Meaning.UNDECIDED, Meaning.PREEMPTED]  # the first look comes too soon after the file
-    assert (last.kind, last.meaning, files.interval) == (Kind.REQUESTED, Meaning.PREEMPTED, 1.0)
+    assert (last.kind, last.meaning, files.interval) == (Kind.PREEMPT, Meaning.PREEMPTED, 1.0)
     assert ack(world.directory / "signals") == "noticed"
     provider.close()
 
@@ -155,6 +155,7 @@ def test_a_file_may_say_that_the_job_is_not_to_come_back(world: SlurmWorld) -> N
     provider.conclude(5.0)
 
     assert provider.settle(ENDED, 10.0) == "not requeued: a signal file forbids it"
+    assert ack(world.directory / "signals") == "ended"
     assert world.calls("scontrol", "requeue") == []
     provider.close()
 

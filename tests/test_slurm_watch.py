@@ -241,7 +241,8 @@ def test_a_signal_file_is_heard_answered_and_brings_the_job_back(world: SlurmWor
     assert status == 75
     assert requeues(world) == [["requeue", "12"]]
     assert json.loads((signals / "12.0.ack").read_text())["state"] == "requeued"
-    assert "requested" in kinds(watch)
+    assert set(kinds(watch)) == {"preempt"}
+    assert "requeued job 12 (preempt, restart 1)" in str(watch.lines("settled")[0]["why"])
 
 
 def test_a_job_that_cannot_be_requeued_keeps_its_status_and_says_what_to_add(world: SlurmWorld) -> None:

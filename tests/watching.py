@@ -42,12 +42,15 @@ class Watch:
         env: Mapping[str, str] | None = None,
         verb: str = "watch",
         name: str = "job",
+        before: Sequence[str] = (),
+        logs: Path | None = None,
     ) -> None:
-        self.journal = directory / f"{name}.journal"
+        """Take in *before* a command that starts preemptd in its turn (setpriv, unshare); its journal is in *logs*."""
+        self.journal = (logs or directory) / f"{name}.journal"
         self.log = directory / f"{name}.log"
         extra = {"LOG": str(self.log), "CHECKPOINTS": str(directory), **(env or {})}
         self.process = subprocess.Popen(
-            [*PREEMPTD, verb, "--journal", str(self.journal), *options, "--", *command],
+            [*before, *PREEMPTD, verb, "--journal", str(self.journal), *options, "--", *command],
             env=environment(extra),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

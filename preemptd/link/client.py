@@ -39,9 +39,11 @@ class Client:
         self._runs = OwnRuns()
         self._subscription = Subscription(path, os.getpid(), "trainer", self._hear)
 
-    def start(self) -> None:
+    def start(self) -> bool:
+        """Say whether what comes from now on is heard as it comes."""
         self._subscription.connect()
         self._subscription.start()
+        return self._subscription.listens
 
     def notice(self) -> OpenNotice | None:
         """Return the open notice with the earliest deadline."""
@@ -99,6 +101,35 @@ class Client:
         elif _is_number(remaining):
             deadline = time.monotonic() + remaining
         return OpenNotice(event_id, str(message.get("kind", "")), str(message.get("source", "")), deadline)
+
+
+class LookingClient(Client):
+    """Where no thread can be started (`ulimit -u`): hears when it is asked, until there is a thread."""
+
+    _told = False
+
+    @property
+    def told(self) -> bool:
+        self._subscription.look()
+        return self._told
+
+    @told.setter
+    def told(self, told: bool) -> None:
+        self._told = told
+
+    def notice(self) -> OpenNotice | None:
+        self._subscription.look()
+        return super().notice()
+
+
+def started(path: str) -> Client:
+    client = Client(path)
+    if client.start():
+        return client
+    client.close()
+    client = LookingClient(path)
+    client.start()
+    return client
 
 
 def _deadline(notice: OpenNotice) -> float:

@@ -10,6 +10,11 @@ from preemptd.link.protocol import ANSWER_LIMIT, LINE_LIMIT
 
 LINES_PER_SECOND = 20.0
 BURST = 64.0
+LONGEST_PAUSE = 30.0
+OF_A_PROCESS_PER_SECOND = 100.0
+OF_A_PROCESS_AT_ONCE = 1024.0
+OF_A_PROCESS_LONGEST_PAUSE = 2.0
+"""All connections of a process together, also one after the other: else who comes anew is always fresh."""
 BAD_LINES = 16
 LAST_READS = 64
 """More than a socket's buffer holds."""
@@ -21,8 +26,41 @@ class HangupError(Exception):
     """The connection is of no further use; the text says why, and is empty where the peer simply left."""
 
 
+class Allowance:
+    """How many lines may come; who has overdrawn it has to wait."""
+
+    @classmethod
+    def of_process(cls, now: float) -> "Allowance":
+        return cls(OF_A_PROCESS_PER_SECOND, OF_A_PROCESS_AT_ONCE, OF_A_PROCESS_LONGEST_PAUSE, now)
+
+    def __init__(self, per_second: float, at_once: float, longest_pause: float, now: float) -> None:
+        self._per_second = per_second
+        self._at_once = self._left = at_once
+        self._lowest = -longest_pause * per_second
+        self._counted = now
+
+    def spend(self, lines: int, now: float) -> None:
+        self._refill(now)
+        self._left = max(self._left - lines, self._lowest)
+
+    def pause(self, now: float) -> float:
+        """Return the seconds until there is something left."""
+        self._refill(now)
+        return max(0.0, -self._left / self._per_second)
+
+    def is_whole(self, now: float) -> bool:
+        self._refill(now)
+        return self._left >= self._at_once
+
+    def _refill(self, now: float) -> None:
+        self._left = min(self._at_once, self._left + (now - self._counted) * self._per_second)
+        self._counted = now
+
+
 class Connection:
-    def __init__(self, sock: socket.socket, serial: int, peer: Peer, now: float) -> None:
+    """*of_process* is what its peer may say on all its connections."""
+
+    def __init__(self, sock: socket.socket, serial: int, peer: Peer, of_process: Allowance, now: float) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.serial = serial
@@ -31,8 +69,8 @@ class Connection:
         """None: not registered."""
         self._lines = Lines(LINE_LIMIT)
         self._unsent = bytearray()
-        self._allowed = BURST
-        self._counted = now
+        self._own = Allowance(LINES_PER_SECOND, BURST, LONGEST_PAUSE, now)
+        self._of_process = of_process
         self._since = now
         self._bad = 0
 
@@ -60,13 +98,14 @@ class Connection:
             lines = self._lines.feed(data)
         except LineTooLongError as error:
             raise HangupError(str(error)) from None
-        self._refill(now)
-        self._allowed -= max(data.count(b"\n"), 1)
+        for allowance in (self._own, self._of_process):
+            allowance.spend(max(data.count(b"\n"), 1), now)
         return lines
 
     def last_lines(self, now: float) -> list[bytes]:
         """Return the end of what a peer sent that left while it was paused: its last word may be `saved`."""
-        lines: deque[bytes] = deque(maxlen=int(BURST))
+        in_debt = self._of_process.pause(now) > 0
+        lines: deque[bytes] = deque(maxlen=int(self.role is not None) if in_debt else int(BURST))
         with contextlib.suppress(HangupError):
             for _ in range(LAST_READS):
                 lines += self.receive(now)
@@ -74,8 +113,7 @@ class Connection:
 
     def pause(self, now: float) -> float:
         """Return the seconds for which nothing more is read from this peer: its rate is used up."""
-        self._refill(now)
-        return max(0.0, -self._allowed / LINES_PER_SECOND)
+        return max(self._own.pause(now), self._of_process.pause(now))
 
     def bad_line(self) -> None:
         """Count a line that was no good; raises `HangupError` at the last straw."""
@@ -110,7 +148,3 @@ class Connection:
             except OSError:
                 sent = len(self._unsent)
             del self._unsent[:sent]
-
-    def _refill(self, now: float) -> None:
-        self._allowed = min(BURST, self._allowed + (now - self._counted) * LINES_PER_SECOND)
-        self._counted = now

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 
 from preemptd.events import Event, LinkAsked, LinkJoined, LinkLeft, LinkSaid
 from preemptd.link import protocol
-from preemptd.link.connection import Connection, HangupError
+from preemptd.link.connection import Allowance, Connection, HangupError
 from preemptd.link.peer import Peer, identify
 from preemptd.link.protocol import ALLOWED, Message, ProtocolError, Register, Said, Who
 from preemptd.model import ProcessId
 
 MOST_CONNECTIONS = 1024
 MOST_OF_ONE_PID = 64
+MOST_ALLOWANCES = 4096
+"""Processes whose lines are counted, before those are forgotten that have not said much lately."""
 ROUND = 0.25
 """Seconds between two looks at connections against which a clock runs."""
 LAST_WORDS = 0.1
@@ -48,6 +50,7 @@ class Exchange:
         self._stopping = False
         self._connections: dict[int, Connection] = {}
         self._restless: set[Connection] = set()
+        self._allowances: dict[tuple[int, int], Allowance] = {}
         self._looked = 0.0
         self._notices: dict[str, Message] = {}
         self._serial = 0
@@ -136,16 +139,25 @@ class Exchange:
         if peer is None or self._is_full(peer):
             sock.close()
             return
-        connection = Connection(sock, self._serial, peer, time.monotonic())
+        now = time.monotonic()
+        connection = Connection(sock, self._serial, peer, self._allowance(peer, now), now)
         self._connections[sock.fileno()] = connection
-        self._restless.add(connection)
-        self._epoll.register(sock, select.EPOLLIN)
+        self._epoll.register(sock, 0)
+        self._await(connection, now)
+
+    def _allowance(self, peer: Peer, now: float) -> Allowance:
+        """Return what this process may still say; a connection costs a line."""
+        if len(self._allowances) > MOST_ALLOWANCES:
+            self._allowances = {who: left for who, left in self._allowances.items() if not left.is_whole(now)}
+        allowance = self._allowances.setdefault(peer.origin, Allowance.of_process(now))
+        allowance.spend(1, now)
+        return allowance
 
     def _is_full(self, peer: Peer) -> bool:
-        """Peers that have no pid here cannot be told apart, so that they share only the limit for all."""
+        """Peers without a pid here that the kernel does not tell apart share only the limit for all."""
         if len(self._connections) >= self._most:
             return True
-        return peer.pid != 0 and sum(c.peer.pid == peer.pid for c in self._connections.values()) >= MOST_OF_ONE_PID
+        return sum(c.peer.origin == peer.origin for c in self._connections.values()) >= MOST_OF_ONE_PID
 
     def _serve(self, connection: Connection, mask: int) -> None:
         now = time.monotonic()

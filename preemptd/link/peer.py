@@ -14,6 +14,9 @@ FIRST_PSEUDO_PID = 2**30
 A negative number would not do: kill(-n) is a signal to a whole process group.
 """
 
+_SO_PEERPIDFD = 77
+"""Not in the socket module before Python 3.14."""
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -24,6 +27,8 @@ class Peer:
     uid: int
     process: ProcessId
     """With pid 0 a pseudo pid and start 0: it can be told by message, never by signal."""
+    origin: tuple[int, int]
+    """The same for all connections of one process, as far as the kernel tells."""
 
     def owns(self, pid: int) -> bool:
         """Say whether *pid* is the peer's own, as we see it or as its own pid namespace does."""
@@ -40,9 +45,26 @@ def identify(connection: socket.socket, serial: int) -> Peer | None:
     """Name the other end; *serial* keeps those apart that have no pid here. None: it has gone already."""
     pid, uid = credentials(connection)
     if pid == 0:
-        return Peer(0, uid, ProcessId(FIRST_PSEUDO_PID + serial, 0))
+        return Peer(0, uid, ProcessId(FIRST_PSEUDO_PID + serial, 0), _origin(connection) or (0, serial))
     process = process_id(pid)
-    return Peer(pid, uid, process) if process else None
+    return Peer(pid, uid, process, (pid, process.start)) if process else None
+
+
+def _origin(connection: socket.socket) -> tuple[int, int] | None:
+    """Tell processes apart that have no pid here: by the inodes of their pidfds (Linux 6.9). None: that cannot be."""
+    try:
+        theirs = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        return None
+    try:
+        ours = os.pidfd_open(os.getpid())
+    except OSError:
+        os.close(theirs)
+        return None
+    numbers = os.fstat(theirs).st_ino, os.fstat(ours).st_ino
+    os.close(theirs)
+    os.close(ours)
+    return None if numbers[0] == numbers[1] else (0, numbers[0])
 
 
 def is_ancestor(pid: int) -> bool:

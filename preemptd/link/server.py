@@ -58,8 +58,9 @@ class Server:
     def start(self) -> None:
         """Start the thread: after `open`, and after the command was forked."""
         if self._exchange is not None:
-            self._thread = threading.Thread(target=self._exchange.run, name="preemptd-link", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._exchange.run, name="preemptd-link", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def sync(self) -> None:
         """Wait, a moment at the most, until all that peers have sent up to now was put."""

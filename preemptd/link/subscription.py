@@ -70,6 +70,18 @@ class Subscription:
             thread.start()
             self._thread = thread
 
+    @property
+    def listens(self) -> bool:
+        """Whether there is a thread that hears what comes; else it has to be asked for by `look`."""
+        return self._thread is not None
+
+    def look(self) -> None:
+        """Take what has come where there is no thread, if none can be had now either."""
+        if not self.listens:
+            self.start()
+        if not self.listens:
+            self._listen(0.0)
+
     def say(self, verb: str, **fields: object) -> None:
         """Send, or keep for the next connection, one message. Takes a few milliseconds at most, whatever happens."""
         line = _line({"verb": verb, **fields})

@@ -51,9 +51,10 @@ class Place:
 class StepTree:
     """Takes snapshots, for one thread at a time."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, own: int | None = None) -> None:
+        """Make it; *own*: pid of the slurmstepd whose step is left out, None: the one that has started us."""
         self._place = place
-        self._own = os.getppid()
+        self._own = os.getppid() if own is None else own
         # With /proc mounted hidepid=2 nobody sees what is root's.
         self._sees_stepd = procfs.process_id(self._own) is not None
         self._trees: dict[ProcessId, Tree] = {}

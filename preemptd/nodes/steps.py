@@ -170,6 +170,10 @@ class JobSteps:
     # -- what agents have said -----------------------------------------------------------------------------------
 
     @property
+    def present(self) -> int:
+        return self._news.present
+
+    @property
     def covers(self) -> bool:
         """Some agent is at work, or soon will be: who is not in our tree may be in its."""
         return self._started and not self._news.missed

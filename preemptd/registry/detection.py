@@ -27,6 +27,9 @@ DMI_NAMES = (
 )
 """The world-readable ones: product_uuid and the serial numbers are root's."""
 
+PROBE_AGAIN = (4.0, 25.0)
+"""Seconds before the second and the third probe: a machine that starts is busy, and its network may be late."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -140,13 +143,31 @@ def probe(providers: Sequence[Provider], limit: float = 1.0) -> Mapping[str, str
     return found
 
 
-def probe_all(providers: Sequence[Provider], put: Callable[[Event], None], limit: float = 1.0) -> None:
-    """As `probe`, in a thread of its own: puts one `ProvidersProbed` within *limit* seconds."""
+def probe_all(
+    providers: Sequence[Provider],
+    put: Callable[[Event], None],
+    limit: float = 1.0,
+    again: Sequence[float] = PROBE_AGAIN,
+) -> None:
+    """As `probe`, in a thread of its own, and *again* so many seconds later each, until something is found.
+
+    Puts a `ProvidersProbed` within *limit* seconds each time.
+    """
 
     def ask() -> None:
-        put(ProvidersProbed(probe(providers, limit)))
+        for left, pause in zip(range(len(again), -1, -1), (0.0, *again), strict=True):
+            time.sleep(pause)
+            found = probe(providers, limit)
+            is_last = bool(found) or not providers or left == 0
+            put(ProvidersProbed(found, is_last))
+            if is_last:
+                return
 
-    threading.Thread(target=ask, name="probe", daemon=True).start()
+    try:
+        threading.Thread(target=ask, name="probe", daemon=True).start()
+    except RuntimeError as error:  # no more threads here
+        logger.debug("nobody is probed: %s", error)
+        put(ProvidersProbed({}))
 
 
 def _ask(provider: Provider, answers: "queue.SimpleQueue[tuple[str, object]]") -> bool:

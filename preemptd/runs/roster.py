@@ -79,7 +79,13 @@ class Roster:
             self._entries.update((entry.run, entry) for entry in new)
             self._looking += bool(new)
         if new:  # in a thread: reading /proc/PID/cmdline may hang behind a busy process
-            threading.Thread(target=self._look_at, args=(new, looked), name="wandb-owners", daemon=True).start()
+            looking = threading.Thread(target=self._look_at, args=(new, looked), name="wandb-owners", daemon=True)
+            try:
+                looking.start()
+            except RuntimeError:  # no more threads here: they are new once more when they are seen again
+                with self._lock:
+                    self._early.update((entry.run, self._entries.pop(entry.run)) for entry in new)
+                    self._looking -= 1
 
     def marked(self, run: Run, settings: RunSettings | None) -> None:
         """Note that wandb-core has the preempting record of *run*, and what it answered to the attach before that."""

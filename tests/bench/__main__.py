@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import marking, size, slurm, speed
+from tests.bench import faults, marking, size, slurm, speed, targets
 from tests.bench.page import put
 from tests.bench.wrappers import percentile, plain_venv, wrappers
 
@@ -20,6 +20,11 @@ def main() -> None:
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="preemptd-bench-") as scratch:
         parts = {"figures": figures(Path(scratch), quick=wishes.quick)}
+        many = Path(scratch) / "targets"
+        many.mkdir()
+        parts[targets.MARK] = targets.figures(plain_venv(Path(scratch) / "venv"), many, quick=wishes.quick)
+        if faults.is_possible():
+            parts[faults.MARK] = faults.figures(Path(scratch), quick=wishes.quick)
         if slurm.is_possible():
             parts[slurm.MARK] = slurm.figures(Path(scratch), quick=wishes.quick)
     for name, text in parts.items():

@@ -20,7 +20,7 @@ def figures(preemptd: Path, scratch: Path, *, quick: bool) -> str:
     rows = [row(preemptd, scratch / str(count), count, 3 if quick else 30) for count in counts]
     return "\n".join(
         [
-            "| targets | idle, % of a core | RSS, MiB | notice to the first told, ms | to the last | last : that of 20 |",
+            "| targets | idle, % of a core | RSS, MiB | notice to the first told, ms | the last | last : that of 20 |",
             "|---|---|---|---|---|---|",
             *(
                 f"| {count} | {cpu:.2f} | {rss:.1f} | {first:.0f} | {last:.0f} | {last / rows[0][4]:.1f} |"

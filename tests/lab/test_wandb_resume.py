@@ -270,8 +270,25 @@ def test_what_code_and_environment_say_comes_first(
 def test_offline_runs_are_parts_of_one_run_where_sync_puts_them_together(machine: Make, version: str) -> None:
     here, job = machine(version, WANDB_MODE="offline"), ("--job-id", "run42")
     first, again = noticed(here, watch=job), noticed(here, watch=job)
-    warnings = [str(line["text"]) for line in first.lines("warning") if "offline run" in str(line["text"])]
 
     joins = version == "0.31.0"
     assert (ready(again)[0] == ready(first)[0]) == joins
-    assert len(warnings) == (0 if joins else 1)
+    assert [text.partition(":")[0] for text in offline_warnings(first)] == ["this wandb is older than 0.31"] * (
+        not joins
+    )
+
+
+@quickly("0.31.0")
+def test_an_offline_run_whose_first_checkpoint_is_that_of_the_notice_is_resumed(machine: Make, version: str) -> None:
+    """Its id is written with that checkpoint, and wandb-core may have ended by then."""
+    here = machine(version, WANDB_MODE="offline")
+    job = ("--job-id", "run42", "--checkpoint-dir", str(here.checkpoints))
+    first = noticed(here, "--leave-open", watch=job)
+    again = noticed(here, "--leave-open", watch=job)
+
+    assert ready(again)[0] == ready(first)[0]
+    assert offline_warnings(first) + offline_warnings(again) == []
+
+
+def offline_warnings(attempt: Training) -> list[str]:
+    return [str(line["text"]) for line in attempt.lines("warning") if "offline run" in str(line["text"])]

@@ -4,8 +4,8 @@ Usage: slurm_command.py STATE CALLS NAME ARGUMENT...   (tests/slurm_world.py mak
 STATE is JSON: `row` (State, Reason, EndTime, PreemptTime as Unix time or text, RestartCnt), the `ids` of it
 (JobID, ArrayJobID, ArrayTaskID, HetJobID) and `others`, lines of its array or het job; or raw `squeue`; texts of
 `scontrol show job|config|node`; `srun_dies_alone`: the step's task is not srun itself, and has an input of its own;
-what `requeue`, `update` and `srun` answer: {"status": 1, "stderr": "..."}; `hang`
-names commands that never answer. CALLS gets a JSON line a call.
+what `requeue` (with the `row` from then on), `update` and `srun` answer: {"status": 1, "stderr": "..."}; `hang` names
+commands that never answer. CALLS gets a JSON line a call.
 """
 
 import json
@@ -69,6 +69,8 @@ def requeue(state: dict) -> None:  # type: ignore[type-arg]
     said = state.get("requeue", {})
     if isinstance(said, list):  # one answer after the other
         said = said.pop(0) if len(said) > 1 else said[0]
+    if "row" in said:
+        state["row"] = said["row"]
     elif not said and "row" in state:
         state["row"] = ["COMPLETING", "None", None, None, int(state["row"][4]) + 1]
     with open(f"{STATE}.{os.getpid()}", "w") as file:

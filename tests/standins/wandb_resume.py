@@ -4,6 +4,7 @@ Usage: wandb_resume.py CHECKPOINTS [options]. It saves the step when it is told 
 --steps: how many. --die-at: at this step it waits for somebody to kill it. --init: arguments of wandb.init, in JSON.
 --save-for: seconds that a save takes. --deaf: told, it notes that and trains on.
 --ranks: so many processes begin a run. --code: what it ends with when it was told. --given-step: log() names the step.
+--leave-open: it leaves it to wandb to finish the run.
 LOG names a file to which it appends JSON lines.
 """
 
@@ -40,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--code", type=int, default=75)
     parser.add_argument("--given-step", action="store_true")
+    parser.add_argument("--leave-open", action="store_true")
     return parser.parse_args()
 
 
@@ -69,7 +71,8 @@ def train(options: argparse.Namespace) -> int:
     if TOLD:
         time.sleep(options.save_for)
         save(options, step)
-    run.finish(exit_code=options.code if TOLD else 0)
+    if not options.leave_open:
+        run.finish(exit_code=options.code if TOLD else 0)
     return options.code if TOLD else 0
 
 
