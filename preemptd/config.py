@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 PREFIX = "PREEMPTD_"
+LONGEST_DELAY = 30 * 86400.0
+"""Seconds: what is longer was meant for something else."""
 LONGEST_FILE = 2**20
 """Bytes; /dev/zero has no end."""
 
@@ -43,7 +45,7 @@ def _name(path: str) -> str:
 def _requeue_word(words: tuple[str, ...]) -> tuple[str, ...]:
     known = ("preempt", "timelimit", "request")
     unknown = [word for word in words if word not in known and word != "none"]
-    if unknown or ("none" in words and len(words) > 1):
+    if unknown or not words or ("none" in words and len(words) > 1):
         raise ValueError(f"must be of {', '.join(known)}; or none alone")
     return tuple(word for word in words if word != "none")
 
@@ -103,7 +105,7 @@ class Settings(BaseModel):
     )
     """What ends a SLURM job that is brought back by us; empty (``none``): nothing."""
     max_requeues: Annotated[int, Field(ge=0)] | None = None
-    requeue_delay: Seconds | None = None
+    requeue_delay: Annotated[float, Field(ge=0, le=LONGEST_DELAY, allow_inf_nan=False)] | None = None
     """Seconds from the requeue to the earliest start; None: the cluster's own."""
     shield_term: bool = False
     """Start the command with SIGTERM ignored."""

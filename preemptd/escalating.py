@@ -162,6 +162,7 @@ class Escalating:
             provider=notice.provider,
             event_id=notice.event_id,
             kind=str(notice.kind),
+            meaning=str(notice.meaning),
             level=str(notice.level),
             source=notice.source,
             remaining=notice.remaining,

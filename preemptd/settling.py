@@ -88,7 +88,8 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         why = f"preempted {futile} times in a row without a new checkpoint: {own} is passed on"
         return Settled(outcome.status or UNDONE, True, why, futile)
     own = "it still ran" if ending.running else f"its own status was {outcome.status}"
-    return Settled(settings.preempted_exit_code, True, f"preempted ({own})", futile)
+    unsaved = "; nothing new and complete lies in its --checkpoint-dir" if progress is False else ""
+    return Settled(settings.preempted_exit_code, True, f"preempted ({own}{unsaved})", futile)
 
 
 def _unstarted(ending: Ending, settings: Settings, futile: int) -> Settled:

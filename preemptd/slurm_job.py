@@ -15,6 +15,16 @@ def job_of(environ: Mapping[str, str]) -> str | None:
     return environ.get("SLURM_HET_JOB_ID") or environ.get("SLURM_JOB_ID") or None
 
 
+def numbers_of(environ: Mapping[str, str]) -> frozenset[str]:
+    """List what SLURM_JOB_ID is in the processes of this job; empty: this is none.
+
+    Unlike the variables of an array it is never that of the job in which sbatch was called. In a component of a
+    heterogeneous job it is the component's; the batch script has the leader's.
+    """
+    number, leader = environ.get("SLURM_JOB_ID"), environ.get("SLURM_HET_JOB_ID")
+    return frozenset({number, leader or number}) if number else frozenset()
+
+
 def attempt_of(environ: Mapping[str, str]) -> int | None:
     """Count the restarts before this one; None: nobody knows.
 

@@ -29,6 +29,24 @@ def written_since(directory: str, since: float) -> tuple[Written, ...]:
     return tuple(sorted((file for file in _files(directory) if file.mtime >= since), key=lambda file: file.mtime))
 
 
+def progress_in(directory: str, since: float) -> bool | None:
+    """Say whether a complete file below *directory* changed at or after *since*; None: there is no way to know.
+
+    A directory that is not there may be one that the first save would make: then nothing was saved. It may also be on a
+    disk that is not mounted here (its mount point is empty), or in the file system of a container.
+    """
+    if os.path.isdir(directory):
+        return any(file.complete for file in written_since(directory, since))
+    above = os.path.abspath(directory)
+    try:
+        while not os.path.lexists(above):
+            above = os.path.dirname(above)
+        is_ours = above not in {"/", os.path.abspath(directory)} and bool(os.listdir(above))
+    except OSError:
+        return None
+    return False if is_ours else None
+
+
 def _files(directory: str) -> Iterator[Written]:
     for folder, folders, names in os.walk(directory):
         folders[:] = [name for name in folders if name != ".preemptd"]

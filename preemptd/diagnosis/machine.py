@@ -34,6 +34,7 @@ def diagnose(
     findings = [finding for provider in providers for finding in _of_provider(provider)]
     if not asked:
         text = "no platform that announces preemptions was found here"
+        text += " (SLURM announces them inside of its jobs)" if slurm else ""
         findings.append(Finding("no-platform", text, "--provider names one; a signal file works everywhere"))
     jobs = list(map(_job, heard.answers))
     findings += heard.findings()

@@ -30,6 +30,8 @@ def _if(diagnosis: JobDiagnosis | MachineDiagnosis) -> str:
     told = [one for one in diagnosis.processes if one.how] if isinstance(diagnosis, JobDiagnosis) else []
     by_signal = [str(one.process.pid) for one in told if one.how != "link"]
     order = ", if the preemptd there is in order" if any(one.kind in _OTHERS for one in diagnosis.findings) else ""
+    if any(one.kind == "unseen-nodes" for one in diagnosis.findings):
+        order += ", if it is the same on the other nodes"
     if not by_signal:
         return order
     pids = ", ".join(by_signal[:5]) + (", ..." if len(by_signal) > 5 else "")

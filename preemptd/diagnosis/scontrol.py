@@ -35,7 +35,7 @@ def ask(job_id: str | None, environ: Mapping[str, str]) -> Answers:
     """Ask about the cluster, and about one job of it.
 
     Args:
-        job_id: None asks for all partitions instead.
+        job_id: SLURM_JOB_ID, of the last task of an array that of all of it. None asks for all partitions instead.
         environ: the job's; says which cluster (SLURM_CONF).
     """
     env = {**os.environ, **{name: environ[name] for name in ("SLURM_CONF",) if name in environ}}
@@ -43,15 +43,28 @@ def ask(job_id: str | None, environ: Mapping[str, str]) -> Answers:
         config = parse_config(_said(env, "show", "config"))
         if job_id is None:
             return Answers(config, parse_records(_said(env, "--oneliner", "show", "partition")))
-        job = next(iter(parse_records(_said(env, "--oneliner", "show", "job", job_id))), {})
+        job = _job(env, job_id)
+        job = _job(env, job["HetJobId"]) if job.get("HetJobId", job_id) != job_id else job  # the leader's settings hold
         partition = _said(env, "--oneliner", "show", "partition", job["Partition"]) if job.get("Partition") else ""
     except _NoAnswerError as error:
         return Answers(silent=str(error))
     try:
-        script = _said(env, "write", "batch_script", job_id, "-") if job.get("BatchFlag") == "1" else ""
+        script = _said(env, "write", "batch_script", _name(job), "-") if job.get("BatchFlag") == "1" else ""
     except _NoAnswerError:  # another user's
         script = ""
     return Answers(config, parse_records(partition), job, script)
+
+
+def _job(env: Mapping[str, str], number: str) -> Mapping[str, str]:
+    """Ask for the record of the job with this SLURM_JOB_ID; empty: there is none."""
+    records = parse_records(_said(env, "--oneliner", "show", "job", number))
+    return next((record for record in records if record.get("JobId") == number), {})
+
+
+def _name(job: Mapping[str, str]) -> str:
+    """Name the one job. Its record says what it is: the environment's variables may be those of who called sbatch."""
+    array, task = job.get("ArrayJobId"), job.get("ArrayTaskId")
+    return f"{array}_{task}" if array and task else job["JobId"]
 
 
 def _said(env: Mapping[str, str], *question: str) -> str:

@@ -3,51 +3,57 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from signal import Signals
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from preemptd.diagnosis import batch, scontrol
-from preemptd.diagnosis.findings import Finding
+from preemptd.diagnosis import batch, scontrol, slurm_term
+from preemptd.diagnosis.findings import Finding, Seen
 from preemptd.diagnosis.scontrol import Answers
+from preemptd.diagnosis.slurm_settings import (
+    USUAL_KILL_WAIT,
+    Wish,
+    kill_wait,
+    mode_of,
+    number,
+    sends_user_signal,
+    version_of,
+    wish_of,
+)
 from preemptd.model import Process
 from preemptd.procfs import environ
-from preemptd.slurm_job import job_of
 
 PREEMPTED_EXIT_CODE = 75
-_KILL_WAIT = 30
-"""SLURM's own default, in seconds."""
-_SHORTEST_KILL_WAIT = 5
-"""SLURM raises what is less."""
+_OWN_PREEMPT_PARAMETERS = (23, 2)
+"""Since this version there is the key PreemptParameters."""
 _CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf")
-_SIGNAL = re.compile(r"^#SBATCH\s.*?--signal[= ]\s*[\"']?([RB]*):?(?:SIG)?(\w+)", re.MULTILINE)
 _RECIPE = "#SBATCH --signal=B:USR1@120"
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """The ``--signal`` of a batch script."""
+def of_job(pid: int, processes: Sequence[Process], seen: Sequence[Seen] = ()) -> list[Finding]:
+    """Look at the SLURM job that *pid*, with the processes below it, belongs to; nothing if it is in none.
 
-    name: str
-    """USR1; or what stands there, if it is no signal."""
-    to_batch: bool
-    """To the process of the batch script alone (``B:``), not to its steps."""
-
-    @property
-    def signum(self) -> Signals | None:
-        """None: there is no such signal."""
-        if self.name.isdecimal():
-            return next((known for known in Signals if known == int(self.name)), None)
-        return Signals.__members__.get(f"SIG{self.name}")
+    Args:
+        pid: its topmost process, or any other of it.
+        processes: its snapshot.
+        seen: what was found out of them.
+    """
+    if (found := _first_in_slurm(one.pid for one in processes)) is None:
+        return []
+    return _of_job(found[1], f"/proc/{found[0]}/root", pid, seen)
 
 
-def of_job(pid: int, processes: Sequence[Process]) -> list[Finding]:
-    """Look at the SLURM job that *pid*, with the processes below it, belongs to; nothing if it is in none."""
-    environs = ((one.pid, environ(one.pid)) for one in processes)
-    found = next(((one, env) for one, env in environs if env.get("SLURM_JOB_ID")), None)
+def of_told(seen: Sequence[Seen]) -> list[Finding]:
+    """Look only at who of a SLURM job would die before it has saved; nothing if it is in none."""
+    found = _first_in_slurm(one.process.pid for one in seen)
     if found is None:
         return []
-    return _of_job(found[1], f"/proc/{found[0]}/root", pid)
+    answers = scontrol.ask(found[1]["SLURM_JOB_ID"], found[1])
+    return list(slurm_term.of_told(answers, seen))
+
+
+def _first_in_slurm(pids: Iterable[int]) -> tuple[int, Mapping[str, str]] | None:
+    environs = ((pid, environ(pid)) for pid in pids)
+    return next(((pid, env) for pid, env in environs if env.get("SLURM_JOB_ID")), None)
 
 
 def of_machine(environment: Mapping[str, str]) -> list[Finding]:
@@ -61,16 +67,18 @@ def of_machine(environment: Mapping[str, str]) -> list[Finding]:
     return [*_of_silence(answers), *of_cluster(answers)]
 
 
-def _of_job(environment: Mapping[str, str], root: str, pid: int) -> list[Finding]:
+def _of_job(environment: Mapping[str, str], root: str, pid: int, seen: Sequence[Seen] = ()) -> list[Finding]:
     missing = [name for name in ("scontrol", "squeue", "srun") if not _has(name, environment, root)]
     findings = list(_of_tools(missing))
-    answers = scontrol.ask(job_of(environment), environment)
+    answers = scontrol.ask(environment["SLURM_JOB_ID"], environment)
     if answers.silent and "scontrol" in missing:
         return findings
     first = batch.process(environment["SLURM_JOB_ID"])
     findings += [*_of_silence(answers), *of_cluster(answers)]
     findings += of_script(answers, first, "srun" not in missing)
-    findings += of_output(answers, environment)
+    findings += slurm_term.of_told(answers, seen)
+    # What srun starts from outside (--overlap --jobid) has not the variables of the batch script.
+    findings += of_output(answers, environ(first.pid) if first is not None else environment)
     return [replace(finding, pid=finding.pid or pid) for finding in findings]
 
 
@@ -102,7 +110,7 @@ def of_cluster(answers: Answers) -> Iterator[Finding]:
         return
     alike: dict[Finding, list[str]] = {}
     for partition in answers.partitions:
-        mode = _mode(answers.config, partition)
+        mode = mode_of(answers.config, partition)
         for finding in (*_of_mode(mode, answers.job), *_of_grace(mode, partition, answers.config)):
             alike.setdefault(finding, []).append(partition.get("PartitionName", "?"))
     for finding, names in alike.items():
@@ -110,17 +118,6 @@ def of_cluster(answers: Answers) -> Iterator[Finding]:
         yield replace(finding, text=f"{where}: {finding.text}")
     yield from _of_kill_wait(answers.config)
     yield from _of_requeue(answers)
-
-
-def _mode(config: Mapping[str, str], partition: Mapping[str, str]) -> str:
-    """Say how jobs of the partition are preempted: OFF, REQUEUE, CANCEL, SUSPEND, or QOS: each as its QOS says."""
-    kind = config.get("PreemptType", "").rpartition("/")[2]
-    if kind in {"", "none"}:
-        return "OFF"
-    if kind == "qos":
-        return "QOS"
-    modes = (partition.get("PreemptMode") or config.get("PreemptMode", "")).upper().split(",")
-    return next((mode for mode in ("OFF", "REQUEUE", "CANCEL", "SUSPEND") if mode in modes), "SUSPEND")
 
 
 def _of_mode(mode: str, job: Mapping[str, str]) -> Iterator[Finding]:
@@ -140,31 +137,22 @@ def _of_mode(mode: str, job: Mapping[str, str]) -> Iterator[Finding]:
 def _of_grace(mode: str, partition: Mapping[str, str], config: Mapping[str, str]) -> Iterator[Finding]:
     if mode not in {"REQUEUE", "CANCEL"}:
         return
-    grace = _number(partition.get("GraceTime", ""))
+    grace = number(partition.get("GraceTime", ""))
     if grace == 0:
-        text = f"a preemption begins with SIGTERM (GraceTime=0), and {_kill_wait(config)} s later comes SIGKILL"
+        text = f"a preemption begins with SIGTERM (GraceTime=0), and {kill_wait(config)} s later comes SIGKILL"
         yield Finding("slurm-grace", text, "save often; admins: GraceTime=120 for this partition")
-    elif not _sends_user_signal(config):
+    elif not sends_user_signal(config):
         text = f"a preemption is announced {grace} s ahead to the steps of a job alone: the batch script hears nothing"
-        advice = "preemptd hears it by a step of its own; admins: PreemptParameters=send_user_signal"
-        yield Finding("slurm-notice", text, advice)
-
-
-def _sends_user_signal(config: Mapping[str, str]) -> bool:
-    """Until 22.05 it was one of the SlurmctldParameters; 23.02 has a key of its own, and knows the old name as well."""
-    said = f"{config.get('PreemptParameters', '')},{config.get('SlurmctldParameters', '')}".lower().split(",")
-    return bool({"send_user_signal", "preempt_send_user_signal"} & {word.strip() for word in said})
+        has_own = version_of(config) >= _OWN_PREEMPT_PARAMETERS
+        key = "PreemptParameters=send_user_signal" if has_own else "SlurmctldParameters=preempt_send_user_signal"
+        yield Finding("slurm-notice", text, f"preemptd hears it by a step of its own; admins: {key}")
 
 
 def _of_kill_wait(config: Mapping[str, str]) -> Iterator[Finding]:
-    seconds = _kill_wait(config)
-    if seconds < _KILL_WAIT:
+    seconds = kill_wait(config)
+    if seconds < USUAL_KILL_WAIT:
         text = f"at the time limit, and when a grace is over, SIGKILL comes {seconds} s after SIGTERM (KillWait)"
         yield Finding("slurm-kill-wait", text, f"be told earlier: {_RECIPE}")
-
-
-def _kill_wait(config: Mapping[str, str]) -> int:
-    return max(_SHORTEST_KILL_WAIT, _number(config.get("KillWait", str(_KILL_WAIT))))
 
 
 def _of_requeue(answers: Answers) -> Iterator[Finding]:
@@ -218,12 +206,6 @@ def _of_batch_signal(wish: Wish, first: Process | None) -> Iterator[Finding]:
         yield Finding("slurm-batch-signal", text, advice, first.pid, loses=True)
 
 
-def wish_of(script: str) -> Wish | None:
-    """Read the last ``#SBATCH --signal``; None: there is none."""
-    found = _SIGNAL.findall(script)
-    return Wish(found[-1][1].upper(), "B" in found[-1][0]) if found else None
-
-
 def of_output(answers: Answers, environment: Mapping[str, str]) -> Iterator[Finding]:
     """SLURM_OPEN_MODE is set where sbatch was told; else the cluster's default holds."""
     mode = environment.get("SLURM_OPEN_MODE") or ("a" if answers.config.get("JobFileAppend") == "1" else "t")
@@ -238,12 +220,3 @@ def _codes(text: str) -> set[int]:
     for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
         codes.update(range(int(first), int(last or first) + 1))
     return codes
-
-
-def _number(text: str) -> int:
-    """Read ``30 sec``, ``20``, or ``00:01:30``; 0 if it is none."""
-    if match := re.match(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    match = re.match(r"\d+", text)
-    return int(match[0]) if match else 0

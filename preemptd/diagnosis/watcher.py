@@ -45,6 +45,8 @@ class Watcher:
     """Pids that subscribed over its link."""
     marks: bool
     """It marks W&B runs."""
+    nodes: int
+    """So many nodes of a SLURM job have an agent of its, which tells what srun has started there."""
     watches: tuple[Mapping[str, object], ...] = field(default=())
 
     @classmethod
@@ -58,6 +60,7 @@ class Watcher:
             Policy(_signals(str(answer.get("signal"))), _REACHES.get(str(answer.get("signal_target")), "auto")),
             frozenset(told | set(map(_number, linked if isinstance(linked, list) else ()))),
             not answer.get("no_wandb"),
+            _number(answer.get("nodes")),
             tuple(_items(answer, "watches")),
         )
 
@@ -83,6 +86,13 @@ class Watcher:
             yield Finding("no-wandb", f"the preemptd of pid {pid} leaves W&B runs alone (--no-wandb)", pid=pid)
         if self.answer.get("held"):
             yield Finding("held", f"pid {pid} is held back until a pending notice is revoked", pid=pid)
+        if self.nodes:
+            where = f"on {self.nodes} node{'s' * (self.nodes != 1)}"
+            yield Finding("ranks-on-nodes", f"what srun has started {where} is told by preemptd's step there", pid=pid)
+        if self.nodes > 1:
+            yield Finding(
+                "unseen-nodes", "the processes on other nodes are not seen from here", "ask there, for their pids"
+            )
         for notice in _items(self.answer, "notices"):
             text = f"a notice is open: {notice.get('kind')} in {notice.get('remaining')} s"
             yield Finding(

@@ -3,14 +3,14 @@
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 from preemptd.events import Event, RunsFound
 from preemptd.model import Run
 from preemptd.procfs import environ as environ_of
-from preemptd.resumption.offline import is_lost_by_sync
+from preemptd.resumption.offline import JOINS_SINCE, is_offline, version_of
 from preemptd.resumption.page import HeldError, Page, Place
 from preemptd.resumption.record import FRUITLESS, JobName, Record, updated, variables
 
@@ -20,6 +20,15 @@ LOCK_WITHIN = 0.5
 """Seconds that another watch has to let go of the job: one that is about to end."""
 LOOK_EVERY = 0.5
 """Seconds between looks whether the first checkpoint is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Nature:
+    """What only the processes of a run tell: they may have ended when it can be written down."""
+
+    sweep: bool
+    lost_by_sync: str
+    """Why an offline run is not resumed; empty: it is, or it is online."""
 
 
 class Resumption(Protocol):
@@ -83,7 +92,7 @@ class JobResumption:
         self._changed = threading.Condition()
         self._keeping = threading.Thread(target=self._keep_all, name="resumption", daemon=True)
         self._runs: list[Run] = []
-        self._checked: set[Run] = set()
+        self._natures: dict[Run, _Nature] = {}
         self._news = self._done = self._failed = self._closing = False
 
     def look(self, *, adopted: bool) -> Mapping[str, str]:
@@ -157,13 +166,14 @@ class JobResumption:
     # From here on everything runs in the keeping thread.
 
     def _keep_all(self) -> None:
-        if self._looking.ident is not None:
-            self._looking.join()
         waits, closing = False, False
         while not closing:
             with self._changed:
                 self._changed.wait_for(lambda: self._news or self._closing, LOOK_EVERY if waits else None)
                 runs, closing, self._news = tuple(self._runs), self._closing, False
+            self._natures.update({run: _nature(run) for run in runs if run not in self._natures})
+            if self._looking.ident is not None:
+                self._looking.join()
             if not (closing and self._done and self._name.restart is None):
                 waits = bool(runs) and not self._guarded(partial(self._keep, runs))
         if self._done:
@@ -193,10 +203,10 @@ class JobResumption:
                 raise
             self._shared = True
         kept = self._read()
-        sweep = any("WANDB_SWEEP_ID" in environ_of(run.core_pid) for run in runs)
+        sweep = any(self._natures[run].sweep for run in runs)
         record = updated(kept, runs, sweep=sweep, adopted=self._adopted)
-        lost_by_sync = record.lost_by_sync or any(is_lost_by_sync(run) for run in runs if run not in self._checked)
-        self._checked.update(runs)
+        # Of this attempt's runs alone: after one that could not go on, the job has begun a new one.
+        lost_by_sync = any(self._natures[run].lost_by_sync for run in runs)
         several = record.several or self._shared
         record = replace(record, restart=self._name.restart, several=several, lost_by_sync=lost_by_sync)
         if record != kept:
@@ -209,7 +219,8 @@ class JobResumption:
         if record.sweep:
             return
         if record.lost_by_sync and not kept.lost_by_sync:
-            self._say("this wandb is older than 0.31", "an offline run is not resumed, `wandb sync` would overwrite it")
+            why = next(filter(None, (self._natures[run].lost_by_sync for run in runs)))
+            self._say(why, "an offline run is not resumed, `wandb sync` would overwrite it")
         if record.several and not kept.several:
             ids = ", ".join(dict.fromkeys(run.run_id for run in runs))
             self._say(
@@ -236,3 +247,13 @@ class JobResumption:
             else:  # a second command of the same name in this attempt must not pass for the only one
                 self._page.write(Record(restart=self._name.restart))
         return True
+
+
+def _nature(run: Run) -> _Nature:
+    sweep = "WANDB_SWEEP_ID" in environ_of(run.core_pid)
+    if not is_offline(run):
+        return _Nature(sweep, "")
+    version = version_of(run)
+    if version is None:
+        return _Nature(sweep, f"which wandb writes run {run.run_id} could not be found out")
+    return _Nature(sweep, "this wandb is older than 0.31" if version < JOINS_SINCE else "")

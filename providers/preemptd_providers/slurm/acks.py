@@ -10,7 +10,7 @@ from preemptd_providers._signal_file import error_text, printable
 
 
 class Acks:
-    """Writes what has become of the job: noticed, checkpointed, requeued or failed."""
+    """Writes what has become of the job: noticed, checkpointed, requeued, ended (as was asked) or failed."""
 
     def __init__(self, name: Callable[[], str], directory: str | None, warn: Callable[[str], None]) -> None:
         """Make it; *name* returns the file's, *directory* is where to write, None: beside the file that is obeyed."""

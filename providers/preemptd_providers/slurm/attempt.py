@@ -162,14 +162,16 @@ class Attempt:
         """What SLURM has sent to the steps of the job, whether or not the training runs in one."""
         with self._lock:
             heard = frozenset(int(heard.signum) for heard in self._heard if not heard.direct)
-            preempted = self._verdict is not None and self._verdict.kind is Kind.PREEMPT
+            preempted = (
+                self._verdict is not None and self._verdict.kind is Kind.PREEMPT and not self._verdict.is_asked_for
+            )
             return heard | {int(signal.SIGTERM)} if preempted else heard
 
     @property
     def is_unsettled(self) -> bool:
         """The next look should come soon."""
         with self._lock:
-            unsure = self._verdict is None or self._verdict.kind is Kind.REQUESTED
+            unsure = self._verdict is None or self._verdict.is_asked_for
             return self._suspected is not None or (unsure and self._has_controller and self._is_news())
 
     @property
@@ -209,7 +211,7 @@ class Attempt:
         """Say whether one row is enough for *verdict*."""
         if verdict is None or verdict.meaning is not Meaning.SUPERSEDED:
             self._suspected = None
-            return verdict is None or verdict.kind is not Kind.REQUESTED or not self._is_news()
+            return verdict is None or not verdict.is_asked_for or not self._is_news()
         if not self.knows_kill_wait and self._row is not None and self._row.phase is Phase.ENDING:
             return False  # it may be the end of this copy, and nobody knows how long that takes
         if self._verdict is not None and self._verdict.bringing is Bringing.SLURMS and self._ending_since is not None:
@@ -261,7 +263,7 @@ class Attempt:
         return min([self._ending_since, *last]) + self.kill_wait - self._clock()
 
     def _first_guess(self) -> Kind:
-        return Kind.TERMINATE if self._wake() is Wake.TERM else Kind.REQUESTED
+        return {Wake.TERM: Kind.TERMINATE, Wake.FILE: Kind.PREEMPT}.get(self._wake() or Wake.SIGNAL, Kind.REQUESTED)
 
     def _source(self) -> str:
         if self._heard:

@@ -84,6 +84,12 @@ class Verdict:
     irrevocable: bool = False
     """A preemption goes on to the end, even if the job that it is for is cancelled."""
 
+    @property
+    def is_asked_for(self) -> bool:
+        """Somebody asks for it, by a signal or a file: SLURM itself knows nothing of it."""
+        by_slurm = self.irrevocable or self.everybody_terminated
+        return self.kind is Kind.REQUESTED or (self.kind is Kind.PREEMPT and not by_slurm)
+
 
 def classify(row: Row | None, known: Circumstances) -> Verdict | None:
     """Say what is going on; None: nothing.
@@ -108,17 +114,23 @@ def is_near(row: Row, known: Circumstances) -> bool:
 
 def _running(row: Row, known: Circumstances) -> Verdict | None:
     left = None if row.end is None else row.end - known.now
+    signalled = known.wake in {Wake.SIGNAL, Wake.TERM}
     if row.preempted is not None:
         return Verdict(Kind.PREEMPT, Meaning.PREEMPTED, left, Bringing.OURS, irrevocable=True)
-    if left is not None and (left <= known.unasked_lead or (known.wake is not None and is_near(row, known))):
+    if left is not None and (left <= known.unasked_lead or (signalled and is_near(row, known))):
         return Verdict(Kind.TIME_LIMIT, Meaning.PREEMPTED, left, Bringing.OURS)
     if known.wake is Wake.TERM:  # scancel -s TERM: somebody wants it to end, and is no platform
         return Verdict(Kind.REQUESTED, Meaning.STOPPED, None, Bringing.NOBODYS)
     if known.wake is Wake.SIGNAL:  # it may be an early --signal: nothing but the limit ends the job
         return Verdict(Kind.REQUESTED, Meaning.PREEMPTED, left, Bringing.OURS)
-    if known.wake is not None:
-        return Verdict(Kind.REQUESTED, Meaning.PREEMPTED, None, Bringing.OURS)
+    if known.wake is Wake.FILE:
+        return _announced(left if is_near(row, known) else None)
     return None
+
+
+def _announced(left: float | None) -> Verdict:
+    """Judge a signal file: whoever writes one says that the job is preempted, as `preemptd notify` does by message."""
+    return Verdict(Kind.PREEMPT, Meaning.PREEMPTED, left, Bringing.OURS)
 
 
 def _ending(row: Row, known: Circumstances) -> Verdict:
@@ -158,6 +170,6 @@ def _brought_back(row: Row, known: Circumstances) -> Verdict:
 
 def _without_controller(known: Circumstances) -> Verdict | None:
     """USR1 and USR2 are only sent to announce something; a SIGTERM may be a person's wish."""
-    if known.wake in {Wake.SIGNAL, Wake.FILE}:
+    if known.wake is Wake.SIGNAL:
         return Verdict(Kind.REQUESTED, Meaning.PREEMPTED, None, Bringing.OURS)
-    return None
+    return _announced(None) if known.wake is Wake.FILE else None

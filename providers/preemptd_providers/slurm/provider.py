@@ -176,12 +176,11 @@ class Slurm(Provider):
         if conclusion.saved:
             self._ack("checkpointed")
         why = refusal(verdict, conclusion, self._wishes, self._attempt.restart)
-        if why is None and not self._attempt.may_come_back:
-            why = "not requeued: a signal file forbids it"
-        if why is not None:
-            self._ack("requeued" if verdict.bringing is Bringing.SLURMS else "failed")
-            return why
-        return self._requeue(conclusion, end)
+        forbidden = not self._attempt.may_come_back
+        if why is None and not forbidden:
+            return self._requeue(conclusion, end)
+        self._ack("requeued" if verdict.bringing is Bringing.SLURMS else "ended" if forbidden else "failed")
+        return "not requeued: a signal file forbids it" if why is None else why
 
     def _requeue(self, conclusion: Conclusion, end: float) -> str:
         try:
@@ -193,7 +192,7 @@ class Slurm(Provider):
             self._ack("requeued" if self._attempt.seems_elsewhere else "failed")
             return refused
         kind, job_id, later = (self._verdict(conclusion) or OF_OTHERS).kind, self._attempt.job_id, self._wishes.delay
-        moved = "" if later is None else delay(self._controller(), job_id, later, self._attempt.kill_wait)
+        moved = "" if later is None else delay(self._controller(), job_id, later)
         self._ack("requeued")
         return f"requeued job {job_id} ({kind}, restart {self._attempt.restart + 1}){moved}"
 

@@ -12,8 +12,9 @@ from preemptd_providers.slurm.controller import LIMIT, Answer, Controller, NoAns
 TRIES = 3
 PAUSE = 0.2
 """Seconds between two tries."""
-BEYOND_COMPLETING = 6.0
-"""Seconds beyond KillWait after which a requeued job may start: earlier SLURM takes no start time."""
+SHORTEST_DELAY = 5.0
+"""Seconds after which a requeued job may start at the earliest. SLURM forgets a start time that has come before the job
+has left its nodes (22.05: one of a second always does), and then counts its own, longer delay from there."""
 WISHES = {
     Kind.PREEMPT: "preempt",
     Kind.NODE_FAILURE: "preempt",
@@ -24,8 +25,10 @@ WISHES = {
 
 def refusal(verdict: Verdict, conclusion: Conclusion, wishes: Requeue, restart: int) -> str | None:
     """Say why the job is not to be brought back by us; empty: for a reason that is no news; None: it is."""
+    if verdict.meaning is Meaning.STOPPED:
+        return f"not requeued: {verdict.kind}" if verdict.kind is Kind.CANCELLED else "not requeued"
     if verdict.meaning is not Meaning.PREEMPTED:
-        return f"not requeued: {verdict.kind}" if verdict.kind is Kind.CANCELLED else ""
+        return ""
     if verdict.bringing is not Bringing.OURS:
         return f"SLURM requeues the job itself ({verdict.kind})"
     return _unwanted(verdict, conclusion, wishes, restart) if conclusion.preempted else ""
@@ -67,9 +70,9 @@ def requeue(controller: Controller, job_id: str, budget: float) -> None:
     raise ProviderError(why)
 
 
-def delay(controller: Controller, job_id: str, seconds: float, kill_wait: float) -> str:
+def delay(controller: Controller, job_id: str, seconds: float) -> str:
     """Move the start of the job that was just requeued; return what came of it, for people."""
-    start = math.ceil(max(seconds, kill_wait + BEYOND_COMPLETING))
+    start = math.ceil(max(seconds, SHORTEST_DELAY))
     try:
         answer = controller.start_in(job_id, start, LIMIT)
         if answer.status < 0:  # SLURM's SIGTERM, which follows a requeue, was there before the command ignored it
