@@ -49,6 +49,8 @@ class Fleet:
         self._say_started = started
         self._reload = reload
         self._leaves_at: float | None = None
+        self.unheard: list[Signals] = []
+        """Signals that came when the loop had ended."""
 
     def release(self) -> None:
         self.started = True
@@ -72,7 +74,7 @@ class Fleet:
             self._leaves_at = time.monotonic() + TELL_WITHIN
 
     def note(self, signum: Signals) -> None:
-        pass
+        self.unheard.append(signum)
 
     def give(self, notice: Notice) -> None:
         pass

@@ -47,7 +47,9 @@ class Serving:
         for process in (*self._trainings, self.process):
             if process.poll() is None:
                 process.kill()
-            process.communicate(timeout=30)
+            _, err = process.communicate(timeout=30)
+            print((err or b"").decode())  # pytest shows it when the test fails
+        print(*self.lines(), sep="\n")
 
     def train(
         self, how: str, name: str = "a", save: float = 0.2, code: int = 0, *, env: Mapping[str, str] | None = None

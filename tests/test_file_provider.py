@@ -114,7 +114,9 @@ def test_a_file_that_is_just_being_written_is_read_again_before_it_is_believed(
 # Names
 
 
-@pytest.mark.parametrize("name", ["12.preempt", "12.3.preempt", "7_4.preempt", "99.preempt", "node-n1.preempt"])
+@pytest.mark.parametrize(
+    "name", ["12.preempt", "12.3.preempt", "7_4.preempt", "7.preempt", "99.preempt", "node-n1.preempt"]
+)
 def test_each_documented_name_is_heard(tmp_path: Path, name: str) -> None:
     environ = {
         "SLURM_ARRAY_JOB_ID": "7",
@@ -128,7 +130,7 @@ def test_each_documented_name_is_heard(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["13.preempt", "12.4.preempt", "node-n2.preempt", "12", ".12.preempt.tmp", "12.preempt.ack", "7.preempt"]
+    "name", ["13.preempt", "12.4.preempt", "node-n2.preempt", "12", ".12.preempt.tmp", "12.preempt.ack", "7.3.preempt"]
 )
 def test_files_for_others_are_not_heard(tmp_path: Path, name: str) -> None:
     environ = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4", "SLURMD_NODENAME": "n1"}

@@ -9,8 +9,11 @@ from tests.footprint import course
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_10000_looks_and_1000_registrations_leave_nothing_behind(tmp_path: Path) -> None:
-    took = course(tmp_path, 10_000, 1_000)
+@pytest.mark.parametrize(
+    ("looks", "registrations"), [(2_000, 200), pytest.param(10_000, 1_000, marks=pytest.mark.soak)]
+)
+def test_looks_and_registrations_leave_nothing_behind(tmp_path: Path, looks: int, registrations: int) -> None:
+    took = course(tmp_path, looks, registrations)
 
     print(took.first, took.early, took.late, took.last, sep="\n")
     assert took.status == 75

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 _INTERVAL = 0.1
 _SLACK = 2.0
 """Seconds by which the job's clock may be behind that of whoever wrote the signal file."""
-_LAST = frozenset({"requeued", "failed"})
+_LAST = frozenset({"requeued", "ended", "failed"})
 _SIZE_LIMIT = 4096
 
 

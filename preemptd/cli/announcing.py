@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from preemptd.cli.environment import is_safe, link_directory
 from preemptd.errors import ConfigError
@@ -13,16 +14,29 @@ ANSWER_WITHIN = 2.0
 """Seconds: it answers when it has looked at its processes."""
 
 
-class Announcing:
-    """*line*: what to say over a link. *job*: whom it is for; None: whoever listens at the link that we were given."""
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A preemptd that took it."""
 
-    def __init__(self, line: bytes, job: str | None) -> None:
+    path: str
+    job: str
+    """Whose it is: the job that was meant, or the task of it; empty: whoever listens there."""
+
+
+class Announcing:
+    """*line*: what to say over a link. *job*: whom it is for; None: whoever listens at the link that we were given.
+
+    *tasks*: of the array that *job* is, as `tasks_of` lists them.
+    """
+
+    def __init__(self, line: bytes, job: str | None, tasks: Mapping[str, str] | None = None) -> None:
         self._line = line
         self._job = job
+        self._tasks = tasks
         self._numbers: frozenset[str] = frozenset()
         """What only this SLURM job has, of which we are a part."""
 
-    def must_tell(self, path: str) -> None:
+    def must_tell(self, path: str) -> Told:
         """Tell the preemptd at *path*, whichever job it has.
 
         Raises:
@@ -35,9 +49,10 @@ class Announcing:
             raise ConfigError(f"no preemptd answers at {path}: {error}") from error
         if answer.get("type") != "status":
             raise ConfigError(f"the preemptd at {path} refuses: {str(answer.get('text') or answer)[:200]}")
+        return Told(path, "")
 
-    def tell(self, environ: Mapping[str, str], *, is_ours: bool) -> list[str]:
-        """Tell the preemptds of the job on this machine; return the paths of those that took it.
+    def tell(self, environ: Mapping[str, str], *, is_ours: bool) -> list[Told]:
+        """Tell the preemptds of the job on this machine; return those that took it.
 
         Args:
             environ: says where to look.
@@ -45,36 +60,45 @@ class Announcing:
         """
         self._numbers = numbers_of(environ) if is_ours else frozenset()
         own = environ.get("PREEMPTD_LINK") if is_ours else None
-        if own and self._is_told(own, by_name=False):
-            return [own]
+        if own and (told := self._told(own, by_name=False)):
+            return [told]
         if self._job is None:  # nobody said whom: not everybody
             return []
-        return [path for path in _sockets(environ) if path != own and self._is_told(path, by_name=True)]
+        others = [path for path in _sockets(environ) if path != own]
+        return [told for path in others if (told := self._told(path, by_name=True))]
 
-    def _is_told(self, path: str, *, by_name: bool) -> bool:
+    def _told(self, path: str, *, by_name: bool) -> Told | None:
         """Tell the preemptd at *path* if it is the job's. One that hangs, or refuses, is as good as none."""
         try:
             with _connected(path) as sock:
-                is_meant = self._is_of_the_job(sock, path, by_name=by_name)
-                return is_meant and _asked(sock, self._line).get("type") == "status"
+                job = self._job_there(sock, path, by_name=by_name)
+                took = job is not None and _asked(sock, self._line).get("type") == "status"
         except (OSError, ValueError):
-            return False
+            return None
+        return Told(path, job) if took and job is not None else None
 
-    def _is_of_the_job(self, sock: socket.socket, path: str, *, by_name: bool) -> bool:
-        """Compare jobs: what is submitted from a job inherits its ``PREEMPTD_LINK``, and is another job."""
+    def _job_there(self, sock: socket.socket, path: str, *, by_name: bool) -> str | None:
+        """Name the job at the other end; None: it is not meant.
+
+        What is submitted from a job inherits its ``PREEMPTD_LINK``, and is another job.
+        """
         if self._job is None:
-            return True
+            return ""
         from preemptd.link.peer import credentials
         from preemptd.procfs import environ
 
         pid, _ = credentials(sock)
         theirs = environ(pid) if pid else {}
-        if self._numbers and theirs.get("SLURM_JOB_ID"):
-            return theirs["SLURM_JOB_ID"] in self._numbers
-        ids = {job_of(theirs), theirs.get("SLURM_JOB_ID"), theirs.get("PREEMPTD_JOB_ID")}
-        if by_name:
-            return self._job in ids or os.path.basename(path) == f"{self._job}.sock"
-        return not theirs or self._job in ids
+        number = theirs.get("SLURM_JOB_ID", "")
+        if self._numbers and number:
+            return self._job if number in self._numbers else None
+        if self._tasks and number:
+            return self._tasks.get(number)
+        if theirs.get("SLURM_ARRAY_JOB_ID") == self._job and (task := job_of(theirs)) and self._tasks is None:
+            return task
+        meant = self._job in {job_of(theirs), number, theirs.get("PREEMPTD_JOB_ID")}
+        by_path = os.path.basename(path) == f"{self._job}.sock" if by_name else not theirs
+        return self._job if meant or by_path else None
 
 
 def _sockets(environ: Mapping[str, str]) -> Iterator[str]:

@@ -202,13 +202,19 @@ def link_of(job: Job, inbox: Inbox, journal: Journal, attempt: int, name: str | 
     if not is_safe(os.path.dirname(path)):
         journal.warn(f"{os.path.dirname(path)} is not only ours (choose a --link): trainers are told by signals only")
         return None
-    server = Server(path, *about)
-    try:
-        server.open()
-    except ConfigError as error:
-        journal.warn(f"{error}: trainers are told by signals only")
-        return None
-    return server
+    # Containers that share the directory have pids of their own: the same number may be taken.
+    others = [] if name else [default_link(job.environ, f"{os.getpid()}-{os.urandom(4).hex()}")]
+    complaints = []
+    for candidate in (path, *others):
+        server = Server(candidate, *about)
+        try:
+            server.open()
+        except ConfigError as error:
+            complaints.append(error)
+        else:
+            return server
+    journal.warn(f"{complaints[0]}: trainers are told by signals only")
+    return None
 
 
 def _resumption(job: Job, journal: Journal, *, nested: bool) -> Resumption:

@@ -4,15 +4,18 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
 from preemptd.cli.acks import Question
 from preemptd.cli.announcing import Announcing
+from preemptd.cli.array_tasks import tasks_of
 from preemptd.cli.signal_file import VARIABLE, Announcement, directory_of, name_of, write
 from preemptd.errors import ConfigError
 from preemptd.slurm_job import attempt_of, job_of
@@ -60,10 +63,10 @@ def notify(  # noqa: PLR0913, PLR0917 - one parameter an option
     _check(link, directory, node, wait)
     meant = _meant(job, node)
     with _undisturbed():
-        if not (node or directory or wait) and _over_the_link(announcement, link, meant):
-            return 0
+        if not (node or directory or wait):
+            return _say(announcement, link, meant)
         question = _by_file(announcement, directory, meant)
-    return 0 if wait is None else _await(question, wait)
+    return 0 if wait is None else _await(question, meant.tasks(), wait, no_requeue)
 
 
 def _check(link: str | None, directory: str | None, node: str | None, wait: float | None) -> None:
@@ -85,6 +88,10 @@ class _Meant:
     restart: int | None
     """The attempt; None: whichever runs."""
 
+    def tasks(self) -> Mapping[str, str] | None:
+        """Ask for the tasks, if the job may be an array: see `tasks_of`."""
+        return None if self.is_ours or self.job is None else tasks_of(self.job, os.environ)
+
 
 def _meant(job: str | None, node: str | None) -> _Meant:
     if node is not None:
@@ -101,8 +108,25 @@ def _meant(job: str | None, node: str | None) -> _Meant:
     return _Meant(meant, None, is_ours, attempt_of(os.environ) if is_ours else None)
 
 
-def _over_the_link(announcement: Announcement, link: str | None, meant: _Meant) -> bool:
-    """Tell the preemptds of the job. False: none was reached, or the link has no words for it.
+def _say(announcement: Announcement, link: str | None, meant: _Meant) -> int:
+    """Say it by message, and to whom no message reaches by a file."""
+    untold = _over_the_link(announcement, link, meant)
+    if untold is None:
+        return 0
+    try:
+        _by_file(announcement, None, meant)
+    except ConfigError as error:
+        if not untold:
+            raise
+        print(f"preemptd: not told: {untold}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _over_the_link(announcement: Announcement, link: str | None, meant: _Meant) -> str | None:
+    """Tell the preemptds of the job. None: done.
+
+    Returns which tasks of an array were not reached; empty: nobody was, or the link has no words for it.
 
     Raises:
         ConfigError: it must be *link*, and cannot.
@@ -110,16 +134,19 @@ def _over_the_link(announcement: Announcement, link: str | None, meant: _Meant) 
     if not announcement.fits_the_link:
         if link:
             raise ConfigError("the link knows neither --kind cancel nor --no-requeue: leave --link out for a file")
-        return False
-    announcing = Announcing(announcement.line(), meant.job)
-    if link:
-        announcing.must_tell(link)
-        told = [link]
-    else:
-        told = announcing.tell(os.environ, is_ours=meant.is_ours)
-    if told:
-        print(f"told the preemptd at {', '.join(told)}{f', for job {meant.job}' if meant.job else ''}")
-    return bool(told)
+        return ""
+    tasks = None if link else meant.tasks()
+    announcing = Announcing(announcement.line(), meant.job, tasks)
+    told = [announcing.must_tell(link)] if link else announcing.tell(os.environ, is_ours=meant.is_ours)
+    if not told:
+        return ""
+    jobs = sorted({one.job for one in told if one.job})
+    whom = f", for job {', '.join(jobs)}" if jobs else ""
+    print(f"told the preemptd at {', '.join(one.path for one in told)}{whom}", flush=True)
+    if tasks:
+        return ", ".join(sorted(set(tasks.values()) - set(jobs))) or None
+    is_one_of_several = tasks is None and any(job != meant.job for job in jobs)
+    return f"the other tasks of {meant.job}" if is_one_of_several else None
 
 
 def _by_file(announcement: Announcement, directory: str | None, meant: _Meant) -> Question:
@@ -136,10 +163,17 @@ def _by_file(announcement: Announcement, directory: str | None, meant: _Meant) -
     return Question(path, meant.job or "", meant.restart, tuple(dict.fromkeys(directories)))
 
 
-def _await(question: Question, seconds: float) -> int:
-    said = question.answer(seconds)
-    print(f"{question.job}: {said}" if said else f"{question.job}: no answer within {seconds:g} s")
-    return 0 if said not in {None, "failed"} else 1
+def _await(question: Question, tasks: Mapping[str, str] | None, seconds: float, no_requeue: bool) -> int:
+    """Wait for the job's answer, or for that of each task of an array."""
+    end = time.monotonic() + seconds
+    words = {None: f"no answer within {seconds:g} s", "ended": "ended, and does not come back, as was asked"}
+    bad = {None, "failed", "requeued" if no_requeue else "failed"}
+    status = 0
+    for job in sorted((tasks or {}).values()) or [question.job]:
+        said = replace(question, job=job).answer(max(0.0, end - time.monotonic()))
+        print(f"{job}: {words.get(said, said)}", flush=True)
+        status = 1 if said in bad else status
+    return status
 
 
 def _seconds(option: str, value: float | None) -> float | None:

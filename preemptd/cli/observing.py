@@ -30,10 +30,6 @@ def observers(
         ConfigError: what they were given cannot be used.
     """
     sinks: list[Sink] = []
-    if settings.listen is not None and not rehearsed:
-        from preemptd.observe.pages import Pages
-
-        sinks.append(Pages(settings.listen, journal.warn))
     if isinstance(settings, DaemonSettings):
         from preemptd.observe.departures import Departures
 
@@ -41,6 +37,11 @@ def observers(
     if not rehearsed:
         sinks += [*_webhook(settings, environ, journal), *_hooks(settings, environ, helpers, journal)]
         sinks.append(_history(settings, environ, journal.warn))
+    if settings.listen is not None and not rehearsed:
+        from preemptd.observe.pages import Pages
+
+        # Last of all: it holds a port, and whoever fails before it would leave that to nobody.
+        sinks.append(Pages(settings.listen, journal.warn))
     return sinks
 
 

@@ -1,5 +1,6 @@
 """Puts the daemon together, runs it, and builds it anew when there is a new configuration."""
 
+import gc
 import hashlib
 import os
 import resource
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from signal import Signals
 
 import preemptd
 from preemptd.cli.compose import link_of, providers_of
@@ -18,7 +20,7 @@ from preemptd.config import DaemonSettings, daemon_settings
 from preemptd.daemon import Daemon
 from preemptd.errors import ConfigError, PreemptdError
 from preemptd.escalation import Killing, Timing
-from preemptd.events import Inbox
+from preemptd.events import Inbox, SignalArrived
 from preemptd.fleet import HEARD, Fleet
 from preemptd.journal import Journal, Log, Sink
 from preemptd.journal_file import JournalFile
@@ -31,11 +33,15 @@ from preemptd.procfs import machine_life
 from preemptd.runs.aftercare import Aftercare
 from preemptd.runs.marker import Marker
 from preemptd.runs.roster import Roster
+from preemptd.supervision import STOPS
 from preemptd.targets.finding import Finder, Wanted
 from preemptd.targets.reaping import Helpers
 from preemptd.targets.scanner import Scanner
 
 Read = Callable[[], DaemonSettings]
+
+AGAIN_AFTER = 5.0
+"""Seconds from one try to the next with a configuration that was good, and no longer is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ def serve(flags: Mapping[str, object], environ: Mapping[str, str], config: str |
         settings: DaemonSettings | None = read()
         before: DaemonSettings | None = None
         inbox.catch(HEARD)
+        gc.freeze()
+        gc.enable()  # `main` has switched it off, and we are here for months
         complaint = ""
         while settings is not None:
             try:
@@ -75,11 +83,30 @@ def serve(flags: Mapping[str, object], environ: Mapping[str, str], config: str |
             except PreemptdError as error:
                 if before is None:
                     raise
-                complaint = f"the new configuration is refused: {error}"
-                following, settings = before, None
+                if settings is before:  # a file that it names is gone, a port is taken: that may pass
+                    complaint = f"the configuration cannot be gone by any more, it is tried again: {error}"
+                    following = _wait(lasting, before)
+                else:
+                    complaint = f"the new configuration is refused: {error}"
+                    following, settings = before, None
             before, settings = settings or before, following
         manager.stopping()
         return 0
+
+
+def _wait(lasting: _Lasting, settings: DaemonSettings) -> DaemonSettings | None:
+    """Wait a moment; return what is tried next: *settings* again, what a SIGHUP brings, or None after a stop signal."""
+    ends = time.monotonic() + AGAIN_AFTER
+    while (left := ends - time.monotonic()) > 0:
+        lasting.manager.alive()
+        event = lasting.inbox.get(min(left, lasting.manager.interval or left))
+        if not isinstance(event, SignalArrived) or event.signum not in STOPS:
+            continue
+        if event.signum is not Signals.SIGHUP:
+            return None
+        with suppress(ConfigError):
+            return lasting.read()
+    return settings
 
 
 def _take_all_descriptors() -> None:
@@ -111,6 +138,8 @@ class _Round:
             journal.add(Log(2, settings.log_format))
             if settings.journal:
                 journal.add(JournalFile(settings.journal, journal.warn))
+            if complaint:
+                journal.warn(complaint)
             self._sinks = observers(settings, lasting.environ, lasting.helpers, journal)
             for sink in self._sinks:
                 journal.add(sink)
@@ -128,12 +157,13 @@ class _Round:
             parts = self._parts(providers, ledger, link, marker, finder)
             timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else Killing.NEVER)
             daemon = stack.enter_context(closing(Daemon(parts, timing, fleet)))
-            if complaint:
-                journal.warn(complaint)
             daemon.run()
             journal.write("stopped", why="a new configuration" if self._following else "somebody has stopped us")
             if self._following is None:
                 finish(journal, self._sinks, lambda: False)
+            else:
+                for signum in fleet.unheard:  # a stop, or a later configuration: the next loop goes by it
+                    lasting.inbox.put(SignalArrived(signum))
             return self._following
 
     # -- its parts -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`preemptd slurm-node`: what a daemon in a SLURM job starts on each node of it, by srun. Not for people."""
 
+import gc
 import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
@@ -50,6 +51,8 @@ def _serve(component: str, settings: "Settings") -> None:
     with closing(Roster()) as roster:
         Orders(0, inbox.put).start()
         agent = Agent(_parts(settings, inbox, journal, roster, place), Timing(None, settings.reserve, killing))
+        gc.freeze()
+        gc.enable()  # `main` has switched it off, and a job may take weeks
         left = agent.run(place.node)
         if left.end is not None and left.end.preempted and left.told_at is not None:
             from preemptd.cli.mending import mend_runs

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from preemptd.model import Process, ProcessId
+from preemptd.procfs import process_id
 from preemptd.runs.marker import Marker
 from preemptd.runs.mending import Mender, Policy, Repair
 from preemptd.runs.roster import Entry, Roster
@@ -34,7 +35,9 @@ class Aftercare:
         self._report = report
         self._changed = threading.Condition()  # for all below
         self._told: dict[ProcessId, float] = {}
-        self._done: set[int] = set()
+        self._done: set[ProcessId] = set()
+        self._open: set[str] = set()
+        """Event ids of the notices that are open."""
         self._ours: dict[ProcessId, float] = {}
         """Owners that were told, or are below somebody who was: since when (monotonic)."""
         self._seen: set[ProcessId] = set()
@@ -82,6 +85,9 @@ class Aftercare:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(SHORTEST)  # it looks once more: the last of the told may have ended just now
+        with self._changed:
             menders = tuple(self._menders)
         for mender in menders:
             mender.wait()
@@ -99,16 +105,25 @@ class Aftercare:
                 self._ours.setdefault(process, now)
                 self._changed.notify()
             elif event == "done":
-                self._done.add(int(str(line["pid"])))
+                self._note_done(int(str(line["pid"])))
             elif event == "notice" and line.get("acted"):
+                self._open.add(str(line["event_id"]))
                 grace = line.get("grace")
                 self._deadline = now + (grace if isinstance(grace, float | int) else 0.0)
                 self._until = float("inf")
             elif event == "revoked":
-                self._until = now + AFTER_REVOCATION
+                self._open.discard(str(line["event_id"]))
+                if not self._open:
+                    self._until = now + AFTER_REVOCATION
 
     def close(self) -> None:
         pass
+
+    def _note_done(self, pid: int) -> None:
+        """Remember who it was, and not the number alone: another process may get it in the weeks to come."""
+        process = process_id(pid) or next((told for told in self._told if told.pid == pid), None)
+        if process is not None:  # else nobody has told it, and its runs are none of ours
+            self._done.add(process)
 
     # -- its own thread --------------------------------------------------------------------------------------------
 
@@ -124,31 +139,38 @@ class Aftercare:
         return None
 
     def _run(self) -> None:
-        while not self._closing:
+        closing = False
+        while not closing:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._ours) or self._closing)
-            for entry, told_at in self._ended():
-                self._mend(entry, told_at)
-            time.sleep(LOOK_EVERY)
+                closing = self._closing
+            for entry, owner, told_at in self._ended():
+                self._mend(entry, owner, told_at)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing, LOOK_EVERY)
 
-    def _ended(self) -> list[tuple[Entry, float]]:
+    def _ended(self) -> list[tuple[Entry, ProcessId, float]]:
         """List the runs whose told owners have ended since the last look, while the notice explains it."""
-        entries = self._roster.entries()
+        # Each owner is asked for once: the roster may let go of it at any time.
+        owned = [(entry, owner) for entry in self._roster.entries() if (owner := entry.owner) is not None]
+        gone = {owner.process for _, owner in owned if not owner.lives()}
         with self._changed:
             explained = time.monotonic() < self._until
-            gone = {entry.owner.process for entry in entries if entry.owner is not None and not entry.owner.lives()}
             new = gone & self._ours.keys() - self._seen
             self._seen |= new
             if not explained:
                 self._told.clear()
                 self._ours.clear()
+                self._seen.clear()
+                self._done = {process for process in self._done if process_id(process.pid) == process}
                 return []
-            return [(e, self._ours[e.owner.process]) for e in entries if e.owner is not None and e.owner.process in new]
+            found = ((entry, owner.process) for entry, owner in owned if owner.process in new)
+            return [(entry, process, self._ours[process]) for entry, process in found]
 
-    def _mend(self, entry: Entry, told_at: float) -> None:
+    def _mend(self, entry: Entry, owner: ProcessId, told_at: float) -> None:
         left = self._deadline - time.monotonic()
         mender = Mender(self._roster, self._report)
         with self._changed:
             self._menders = {other for other in self._menders if other.is_at_work} | {mender}
-            done = frozenset(self._done)
+            done = frozenset({owner.pid} if owner in self._done else ())
         mender.start(Policy(self._code, told_at, done), max(SHORTEST, min(LONGEST, left)), [entry])

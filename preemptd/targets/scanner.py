@@ -58,5 +58,8 @@ class Scanner:
             except OSError as error:  # EMFILE, ENOMEM: the next look may fare better, and there must be one
                 logger.warning("cannot look at the processes: %s", error.strerror)
                 continue
+            except Exception:
+                logger.exception("a look at the processes failed, please report it")
+                continue
             self.took = time.monotonic() - began
             self._put(Scanned(processes))

@@ -5,7 +5,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -74,7 +74,9 @@ def addresses(directories: Iterable[str], path: str | None, surroundings: Surrou
     for job in _job_ids(surroundings):
         names.append((f"{job}.preempt", Scope.JOB, None))
         names.append((f"{job}.{surroundings.attempt}.preempt", Scope.JOB, surroundings.attempt))
+    names += [(f"{array}.preempt", Scope.JOB, None) for array in _arrays(surroundings.environ)]
     names += [(f"node-{node}.preempt", Scope.NODE, None) for node in _node_names(surroundings)]
+    names = list(dict.fromkeys(names))
     for directory in directories:
         found += [Address(os.path.join(directory, name), scope, restart) for name, scope, restart in names]
     return tuple(found)
@@ -85,6 +87,11 @@ def _job_ids(surroundings: Surroundings) -> Iterator[str]:
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
     known = (surroundings.job_id, f"{array}_{task}" if array and task else None, environ.get("SLURM_JOB_ID"))
     return _file_names(known)
+
+
+def _arrays(environ: Mapping[str, str]) -> Iterator[str]:
+    """Name the array that the job is a task of; the last task has its number as SLURM_JOB_ID as well."""
+    return _file_names((environ.get("SLURM_ARRAY_JOB_ID") if environ.get("SLURM_ARRAY_TASK_ID") else None,))
 
 
 def _node_names(surroundings: Surroundings) -> Iterator[str]:

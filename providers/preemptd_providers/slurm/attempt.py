@@ -162,9 +162,7 @@ class Attempt:
         """What SLURM has sent to the steps of the job, whether or not the training runs in one."""
         with self._lock:
             heard = frozenset(int(heard.signum) for heard in self._heard if not heard.direct)
-            preempted = (
-                self._verdict is not None and self._verdict.kind is Kind.PREEMPT and not self._verdict.is_asked_for
-            )
+            preempted = self._verdict is not None and self._verdict.is_slurms_preemption
             return heard | {int(signal.SIGTERM)} if preempted else heard
 
     @property

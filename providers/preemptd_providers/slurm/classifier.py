@@ -87,8 +87,11 @@ class Verdict:
     @property
     def is_asked_for(self) -> bool:
         """Somebody asks for it, by a signal or a file: SLURM itself knows nothing of it."""
-        by_slurm = self.irrevocable or self.everybody_terminated
-        return self.kind is Kind.REQUESTED or (self.kind is Kind.PREEMPT and not by_slurm)
+        return self.kind is Kind.REQUESTED or (self.kind is Kind.PREEMPT and not self.is_slurms_preemption)
+
+    @property
+    def is_slurms_preemption(self) -> bool:
+        return self.kind is Kind.PREEMPT and (self.irrevocable or self.everybody_terminated)
 
 
 def classify(row: Row | None, known: Circumstances) -> Verdict | None:

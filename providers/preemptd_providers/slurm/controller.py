@@ -108,6 +108,10 @@ class Controller:
             raise ProviderError(f"scontrol show node {name} answered {text[:TEXT_LIMIT]!r}")
         return frozenset(word.strip("*~#!%$@^-") for word in state.split("+")), reason[1] if reason else ""
 
+    def batch_script(self, job_id: str) -> str:
+        """Return its text; SLURM shows it to the job's user alone."""
+        return self._ask(["scontrol", "write", "batch_script", job_id, "-"], LIMIT)
+
     def requeue(self, job_id: str, limit: float) -> Answer:
         return self._run(["scontrol", "requeue", job_id], limit)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from preemptd.errors import ProviderError
 from preemptd_providers.slurm.attempt import Attempt
+from preemptd_providers.slurm.batch_script import lost_signals
 from preemptd_providers.slurm.controller import Configuration, Controller, Record
 
 
@@ -37,7 +38,10 @@ class Inspection:
                 self._configured = True
                 self._say(about_cluster(configuration, self._expected))
             job_id = self._attempt.job_id
-            self._say(about_job(controller.record(job_id), job_id, self._expected))
+            record = controller.record(job_id)
+            if record.batch is not False:
+                self._say(lost_signals(self._attempt.job, job_id, controller))
+            self._say(about_job(record, job_id, self._expected))
         except ProviderError:
             return False
         return True

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_to_be_believed_is_not_and_a_fresh_one_is(told: SideB
     job = told[case]
 
     assert_saved_once_and_resumed(job)
-    assert kinds(job)[-1] == "requested"
+    assert kinds(job)[-1] == "preempt"
     assert {line["provider"] for line in job.lines("notice")} == {"slurm"}, "`file` stands down"
     assert str(notices(job)[0]["source"]).endswith(f"/{job.id}.0.preempt")
 

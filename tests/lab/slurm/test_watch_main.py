@@ -106,7 +106,8 @@ def test_a_job_that_is_cancelled_in_its_grace_is_not_resurrected(slurm: Cluster,
     job = slurm.sbatch(watching(preemptd_command, training=trainer("--save-seconds", "60")))
     job.wait_for_note("ready")
     slurm.preempt(job)
-    job.wait_for_note("signal")
+    # In the first moments of a grace SLURM does not let a scancel be told from its end (docs/slurm.md, Limits).
+    job.until(lambda: [line["kind"] for line in job.lines("notice")][-1:] == ["preempt"], what="the grace is known")
 
     slurm.scancel(job)
     row = job.wait_over()

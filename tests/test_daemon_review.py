@@ -1,0 +1,229 @@
+"""`preemptd daemon` where a reload goes wrong, and what it remembers of those it has told."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+from preemptd.events import Event
+from preemptd.model import ProcessId, Run
+from preemptd.procfs import process_id
+from preemptd.runs.aftercare import AFTER_REVOCATION, Aftercare
+from preemptd.runs.marker import Marker
+from preemptd.runs.mending import Repair
+from preemptd.runs.owner import Owner, rights_of
+from preemptd.runs.roster import Entry, Roster
+from tests.serving import Serving
+from tests.waiting import wait_until
+
+FILE = 'provider = ["file"]\ngrace = 20\nno_wandb = true\n'
+CODE = 75
+ENDED = ProcessId(os.getpid(), 1)
+"""An earlier process with the number of ours."""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_configuration_that_cannot_be_had_is_refused_and_the_old_one_gets_its_port_back(tmp_path: Path) -> None:
+    port = free_port()
+    config = FILE + f'listen = "127.0.0.1:{port}"\n'
+    with Serving(tmp_path, config) as serving:
+        serving.await_line("serving")
+        serving.config.write_text(config + f'webhook_file = "{tmp_path}/none"\n')
+        serving.signal(signal.SIGHUP)
+        serving.await_line("serving", 2)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz?live", timeout=30) as page:
+            status = page.status
+
+        assert status == 200
+        assert ["refused" in str(line["text"]) for line in serving.lines("warning")] == [True]
+
+
+def test_an_old_configuration_that_cannot_be_had_any_more_is_tried_again(tmp_path: Path) -> None:
+    url = tmp_path / "url"
+    url.write_text("http://127.0.0.1:9/x\n")
+    with Serving(tmp_path, FILE + f'webhook_file = "{url}"\n') as serving:
+        serving.await_line("serving")
+        url.unlink()
+        serving.signal(signal.SIGHUP)
+        serving.await_line("warning", wanted=lambda line: "refused" in str(line["text"]))
+        url.write_text("http://127.0.0.1:9/x\n")
+        serving.signal(signal.SIGHUP)
+        serving.await_line("serving", 2)
+
+        assert serving.process.poll() is None
+
+
+def test_a_stop_is_heard_while_no_configuration_can_be_had(tmp_path: Path) -> None:
+    url = tmp_path / "url"
+    url.write_text("http://127.0.0.1:9/x\n")
+    with Serving(tmp_path, FILE + f'webhook_file = "{url}"\n') as serving:
+        serving.await_line("serving")
+        url.unlink()
+        serving.signal(signal.SIGHUP)
+        serving.await_line("warning", wanted=lambda line: "refused" in str(line["text"]))
+        serving.signal(signal.SIGTERM)
+        status, _ = serving.end()
+
+        assert status == 0
+
+
+def test_a_stop_in_the_middle_of_a_reload_is_heard(tmp_path: Path) -> None:
+    gaps = (0.0, 0.002, 0.005, 0.01, 0.02, 0.03)
+    with ExitStack() as stack:
+        daemons = []
+        for number, _ in enumerate(gaps):
+            directory = tmp_path / str(number)
+            directory.mkdir()
+            daemons.append(stack.enter_context(Serving(directory, FILE)))
+        for daemon, gap in zip(daemons, gaps, strict=True):
+            daemon.await_line("serving")
+            daemon.signal(signal.SIGHUP)
+            time.sleep(gap)
+            daemon.signal(signal.SIGTERM)
+        statuses = [daemon.end()[0] for daemon in daemons]
+
+        assert statuses == [0] * len(gaps)
+
+
+def kilobytes(serving: Serving) -> int:
+    text = Path(f"/proc/{serving.process.pid}/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS:"))
+
+
+def held(serving: Serving) -> tuple[int, int]:
+    """Count its threads and descriptors."""
+    proc = Path(f"/proc/{serving.process.pid}")
+    return len(list((proc / "task").iterdir())), len(list((proc / "fd").iterdir()))
+
+
+def reload(serving: Serving, times: int) -> None:
+    for _ in range(times):
+        count = len(serving.lines("serving"))
+        serving.signal(signal.SIGHUP)
+        serving.await_line("serving", count + 1)
+
+
+def test_reloads_cost_no_memory_threads_or_descriptors_for_good(tmp_path: Path) -> None:
+    config = FILE + f'listen = "127.0.0.1:{free_port()}"\nwebhook = "http://127.0.0.1:9/x"\n'
+    with Serving(tmp_path, config) as serving:
+        serving.await_line("serving")
+        reload(serving, 10)
+        threads, descriptors = held(serving)
+        before = kilobytes(serving)
+        reload(serving, 40)
+        # What a loop that has ended still has under way comes to its end.
+        wait_until(lambda: held(serving)[0] <= threads and held(serving)[1] <= descriptors, 30)
+
+        assert kilobytes(serving) - before < 6000
+
+
+class Known(Roster):
+    """A roster that somebody else has filled."""
+
+    def __init__(self, *entries: Entry) -> None:
+        super().__init__()
+        self._entries = {entry.run: entry for entry in entries}
+
+
+class Caring:
+    """Aftercare for a run of *owner* that has left no log: to look after it is to say so."""
+
+    def __init__(self, owner: ProcessId, directory: Path) -> None:
+        events: list[Event] = []
+        self.repairs: list[Repair] = []
+        entry = Entry(Run("abc", owner.pid, owner.pid, str(directory)))
+        entry.owner = Owner(owner, ENDED, rights_of("self"), "/", {}, None, None, confined=False)
+        roster = Known(entry)
+        self.care = Aftercare(Marker(events.append, roster), roster, CODE, self.repairs.append)
+        self.care.start()
+
+    def hear(self, event: str, ago: float = 0.0, **fields: object) -> None:
+        self.care.write({"event": event, "mono": time.monotonic() - ago, **fields})
+
+    def notice(self, event_id: str) -> None:
+        self.hear("notice", event_id=event_id, acted=True, grace=30.0)
+
+    def told(self, process: ProcessId) -> None:
+        self.hear("told", pid=process.pid, start=process.start, dry_run=False)
+
+    def whys(self) -> list[str]:
+        return [repair.why for repair in self.repairs]
+
+
+def sleeper() -> tuple["subprocess.Popen[bytes]", ProcessId]:
+    process = subprocess.Popen(["sleep", "600"])
+    found = process_id(process.pid)
+    assert found is not None
+    return process, found
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    process.kill()
+    process.wait(30)
+
+
+def test_a_run_whose_process_ends_in_the_moment_before_our_end_is_looked_after(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    caring = Caring(owner, tmp_path)
+    caring.notice("a")
+    caring.told(owner)
+    end(process)
+    caring.care.stop()
+
+    assert len(caring.repairs) == 1
+
+
+def test_a_notice_that_is_taken_back_ends_nothing_while_another_is_open(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    caring = Caring(owner, tmp_path)
+    caring.notice("a")
+    caring.notice("b")
+    caring.told(owner)
+    caring.hear("revoked", ago=2 * AFTER_REVOCATION, event_id="a")
+    end(process)
+    caring.care.stop()
+
+    assert len(caring.repairs) == 1
+
+
+def test_a_process_that_that_was_told_and_ends_long_after_the_notice_is_left_alone(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    caring = Caring(owner, tmp_path)
+    caring.notice("a")
+    caring.told(owner)
+    caring.hear("revoked", ago=2 * AFTER_REVOCATION, event_id="a")
+    end(process)
+    caring.care.stop()
+
+    assert caring.repairs == []
+
+
+def test_what_one_process_has_finished_is_not_what_the_next_one_with_its_number_has(tmp_path: Path) -> None:
+    caring = Caring(ENDED, tmp_path)
+    caring.hear("done", pid=ENDED.pid)
+    caring.notice("a")
+    caring.told(ENDED)
+    caring.care.stop()
+
+    assert len(caring.repairs) == 1
+    assert "done" not in caring.whys()[0]
+
+
+def test_who_says_that_it_is_done_is_believed(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    caring = Caring(owner, tmp_path)
+    caring.notice("a")
+    caring.told(owner)
+    caring.hear("done", pid=owner.pid)
+    end(process)
+    caring.care.stop()
+
+    assert caring.whys() == ["its process said that it is done"]
