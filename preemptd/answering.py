@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from preemptd.escalating import Escalating
-from preemptd.escalation import notified
 from preemptd.events import LinkAsked
 from preemptd.model import Run
 from preemptd.parts import Parts, Supervised, Timers
@@ -38,7 +37,7 @@ class Answering:
     def take(self, event: LinkAsked, *, at_once: bool = False) -> None:
         """Answer a question when the next look at the processes has come, or *at_once*."""
         if event.verb == "notify":
-            self._escalating.notice(notified(event.fields, self._timers.now()))
+            self._escalating.asked(event.fields)
         self._asking.append(event.peer)
         self.answer_all() if at_once else self._telling.look()
 

@@ -1,10 +1,11 @@
 """The open notices and the time that is left: when an escalation begins, what is due, when it is over."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from preemptd.escalation import Escalation, Timing, Verdict, acts_at, deadline_of, judge
+from preemptd.escalation import NOTIFIED, Escalation, Timing, Verdict, acts_at, deadline_of, judge, notified
 from preemptd.events import LinkAsked, NoticeRevoked, RunEnded, RunMarked, SignalArrived
 from preemptd.notices import Level, Meaning, Notice
 from preemptd.parts import Parts, Timers
@@ -14,6 +15,9 @@ from preemptd.telling import Telling
 
 HELD_FOR = 60.0
 """Seconds past the deadline for which our exit is held back: platforms are late, but not for ever."""
+
+EXPIRES_AFTER = 10.0
+"""Seconds past its deadline after which a notice that came over the link counts no more: nobody takes it back."""
 
 LAST_ACT = 1.0
 """Seconds before the platform's SIGKILL at which a command that still runs is waited for no longer: a requeue takes
@@ -56,6 +60,28 @@ class Escalating:
             self._drop_advice(notice.event_id)
             self._advice[notice.event_id] = partial(self._act, replace(notice, level=Level.ACT))
             self._timers.at(at, self._advice[notice.event_id])
+
+    def asked(self, fields: Mapping[str, object]) -> None:
+        """Take a notice that came over the link: more of the one that is open, or another event."""
+        now = self._timers.now()
+        known = self._asked_for()
+        if known is not None and deadline_of(known, self._timing) < now:
+            self._expire()
+            known = None
+        event_id = known.event_id if known else f"{NOTIFIED}:{os.urandom(4).hex()}"
+        self.notice(notified(event_id, fields, now))
+        if (notice := self._asked_for()) is not None:
+            self._timers.at(deadline_of(notice, self._timing) + EXPIRES_AFTER, self._expire)
+
+    def _asked_for(self) -> Notice | None:
+        notices = self.current.notices if self.current else ()
+        return next((notice for notice in notices if notice.provider == NOTIFIED), None)
+
+    def _expire(self) -> None:
+        """Take back what nobody else would: the machine has outlived what somebody said of it."""
+        self._timers.cancel(self._expire)
+        if (notice := self._asked_for()) is not None:
+            self.revoke(NoticeRevoked(NOTIFIED, NOTIFIED, notice.event_id))
 
     def revoke(self, event: NoticeRevoked) -> None:
         """Drop a notice that the platform took back; with the last one the escalation is over."""

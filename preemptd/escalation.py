@@ -73,12 +73,16 @@ def acts_at(notice: Notice, timing: Timing, now: float) -> float | None:
     return max(now, deadline_of(notice, timing) - notice.act_within)
 
 
-def notified(fields: Mapping[str, object], now: float) -> Notice:
+NOTIFIED = "notify"
+"""In the place of a provider: somebody said it over the link."""
+
+
+def notified(event_id: str, fields: Mapping[str, object], now: float) -> Notice:
     """Make a notice of what somebody said over the link: ``deadline_s`` in seconds, ``kind``, ``reason``."""
     remaining = fields.get("deadline_s")
     return Notice(
-        provider="notify",
-        event_id="notify",
+        provider=NOTIFIED,
+        event_id=event_id,
         kind=Kind(str(fields.get("kind", Kind.PREEMPT))),
         level=Level.ACT,
         source=str(fields.get("reason") or "asked for over the link"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from preemptd.events import Event
 from preemptd.model import ProcessId, Run
+from preemptd.observe.history_file import HistoryFile, read
 from preemptd.procfs import process_id
 from preemptd.runs.aftercare import AFTER_REVOCATION, Aftercare
 from preemptd.runs.marker import Marker
@@ -227,3 +228,19 @@ def test_who_says_that_it_is_done_is_believed(tmp_path: Path) -> None:
     caring.care.stop()
 
     assert caring.whys() == ["its process said that it is done"]
+
+
+def test_a_history_that_could_not_be_written_once_is_written_when_there_is_room_again(tmp_path: Path) -> None:
+    path, complaints = tmp_path / "history.jsonl", list[str]()
+    path.symlink_to("/dev/full")
+    history = HistoryFile(str(path), complaints.append)
+    for event_id in ("a", "b"):
+        notice = {"event": "notice", "t": 1.0, "event_id": event_id, "provider": "file", "kind": "preempt"}
+        history.write({**notice, "grace": 30.0, "source": "here", "acted": True})
+    wait_until(lambda: complaints)
+    path.unlink()
+    history.write({"event": "stopped", "t": 2.0, "why": "somebody has stopped us"})
+    history.close()
+
+    assert len(complaints) == 1
+    assert read(str(path))[-1]["end"] == "stopped"

@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.serving import Serving, Training
 from tests.waiting import wait_until
+from tests.watching import PREEMPTD
 
 FILE = 'provider = ["file"]\ngrace = 20\nno_wandb = true\n'
 
@@ -101,6 +103,27 @@ def test_a_bad_configuration_is_refused_and_the_old_one_stays(tmp_path: Path) ->
 
         assert all("refused" in str(line["text"]) for line in serving.lines("warning")[:4])
         assert serving.process.poll() is None
+
+
+def ask(serving: Serving, deadline: float) -> None:
+    command = [*PREEMPTD, "notify", "--link", str(serving.lines("serving")[0]["link"]), "--deadline", str(deadline)]
+    subprocess.run(command, env=serving.environ, check=True, capture_output=True, timeout=30)
+
+
+@pytest.mark.slow
+def test_what_came_over_the_link_is_over_a_while_after_its_deadline_and_the_next_one_is_news(tmp_path: Path) -> None:
+    with Serving(tmp_path, FILE) as serving:
+        serving.await_line("serving")
+        training = serving.train("many")
+        with_target(serving, training)
+        ask(serving, 2)
+        ask(serving, 1)
+        serving.await_line("revoked")
+        ask(serving, 30)
+        training.await_said("signal", 2)
+
+        assert len({line["event_id"] for line in serving.lines("notice")}) == 2
+        assert [line["pid"] for line in serving.lines("told")] == [training.pid] * 2
 
 
 def test_while_a_notice_is_open_the_configuration_stays(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Who is at the other end of a Unix socket, by the kernel's word."""
 
+import errno
 import os
 import socket
 import struct
@@ -23,7 +24,7 @@ class Peer:
     """The process that connected, as it was then."""
 
     pid: int
-    """0: it lives in another pid namespace that we cannot look into."""
+    """0: it lives in another pid namespace that we cannot look into, or our /proc hides it."""
     uid: int
     process: ProcessId
     """With pid 0 a pseudo pid and start 0: it can be told by message, never by signal."""
@@ -44,10 +45,19 @@ def credentials(connection: socket.socket) -> tuple[int, int]:
 def identify(connection: socket.socket, serial: int) -> Peer | None:
     """Name the other end; *serial* keeps those apart that have no pid here. None: it has gone already."""
     pid, uid = credentials(connection)
-    if pid == 0:
+    process = process_id(pid) if pid else None
+    if process is None and (pid == 0 or _is_anothers(pid)):
         return Peer(0, uid, ProcessId(FIRST_PSEUDO_PID + serial, 0), _origin(connection) or (0, serial))
-    process = process_id(pid)
     return Peer(pid, uid, process, (pid, process.start)) if process else None
+
+
+def _is_anothers(pid: int) -> bool:
+    """Say whether *pid* lives, and is another user's: /proc may hide it from us (hidepid, systemd's ProtectProc=)."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return False
 
 
 def _origin(connection: socket.socket) -> tuple[int, int] | None:

@@ -33,7 +33,7 @@ class HistoryFile:
         self._path = path
         self._complain = complain
         self._story: Story | None = None
-        self._broken = False
+        self._complained = False
         self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
@@ -62,15 +62,15 @@ class HistoryFile:
     def _run(self) -> None:
         """Write in a thread of its own: nobody asked for this file, so its disk must not hold up log and journal."""
         while (entry := self._entries.get()) is not None:
-            if not self._broken:
-                self._store(entry)
+            self._store(entry)
 
     def _store(self, entry: Entry) -> None:
         try:
             append(self._path, entry)
         except OSError as error:
-            self._broken = True
-            self._complain(f"history {self._path} cannot be written ({error.strerror}): no notice is kept there")
+            if not self._complained:  # the next one is tried again: there may be room by then
+                self._complained = True
+                self._complain(f"history {self._path} cannot be written ({error.strerror}): no notice is kept there")
 
 
 def myself() -> Entry:

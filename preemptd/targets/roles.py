@@ -19,6 +19,7 @@ _LAUNCHERS = frozenset(
         *("prte", "prted", "prterun", "slurmstepd", "srun"),
         *("catatonit", "docker-init", "dumb-init", "s6-svscan", "s6-supervise", "supervisord", "tini", "tini-static"),
         *("apptainer", "bwrap", "conmon", "docker", "enroot", "nsenter", "podman", "runc", "singularity", "unshare"),
+        *("jupyter-lab", "jupyter-labhub", "jupyter-notebook", "jupyter-server", "jupyterhub-singleuser"),
         *("dtach", "login", "screen", "sshd", "sshd-session", "su", "systemd", "tmux", "zellij"),
         *("make", "nsys", "parallel", "preemptd", "script", "setsid", "snakemake", "ssh", "sudo", "time"),
         *("timeout", "xargs"),
@@ -30,15 +31,20 @@ _LAUNCHER_MODULES = {
     "accelerate.commands.launch": "accelerate",
     "deepspeed.launcher.launch": "deepspeed",
     "deepspeed.launcher.runner": "deepspeed",
+    "jupyterlab": "jupyter-lab",
+    "notebook": "jupyter-notebook",
     "torch.distributed.launch": "torchrun",
     "torch.distributed.run": "torchrun",
 }
 _CORES = frozenset({"wandb-core", "wandb-service"})
-# rsync dies of SIGUSR1 although it catches it; tensorboard catches SIGTERM; the others only clutter the reports.
+# rsync and dbus-daemon die of a signal although they catch it, editors and gpg-agent act on it; tensorboard catches
+# SIGTERM; the others only clutter the reports.
 _HELPERS = frozenset(
     {
         *("awk", "cat", "grep", "sed", "sleep", "ssh-agent", "tail", "tee", "ts"),
         *("gpu_stats", "nvidia-smi", "rsync", "tensorboard", "wandb-symon", "wandb-xpu"),
+        *("dbus-broker", "dbus-broker-lau", "dbus-broker-launch", "dbus-daemon", "gpg-agent"),
+        *("emacs", "nano", "nvim", "vi", "vim"),
     }
 )
 # In the code behind `python -c`; loky has trackers of its own by these names.

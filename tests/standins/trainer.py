@@ -2,7 +2,7 @@
 
 LOG names a file to which it appends JSON lines; STDOUT gets the same. Usage: trainer.py HOW [SAVE_SECONDS] [EXIT]
 HOW: USR1, TERM, both (flag handlers), link (preemptd's client), none (no handler), late (imports for LATE seconds
-before it has a handler), faulthandler (USR1 dumps the stacks, TERM saves).
+before it has a handler), faulthandler (USR1 dumps the stacks, TERM saves), many (USR1, again and again: trains on).
 """
 
 import importlib
@@ -28,7 +28,8 @@ def note(what: str, **more: object) -> None:
 
 
 def on_signal(signum: int, _: object) -> None:
-    TOLD.append(signum)
+    if HOW != "many":
+        TOLD.append(signum)
     note("signal", name=signal.Signals(signum).name)
 
 
@@ -50,7 +51,9 @@ def main() -> None:
         import faulthandler
 
         faulthandler.register(signal.SIGUSR1)
-    for name in {"USR1": ["USR1"], "TERM": ["TERM"], "both": ["USR1", "TERM"], "late": ["USR1"]}.get(HOW, []):
+    for name in {"USR1": ["USR1"], "TERM": ["TERM"], "both": ["USR1", "TERM"], "late": ["USR1"], "many": ["USR1"]}.get(
+        HOW, []
+    ):
         signal.signal(signal.Signals[f"SIG{name}"], on_signal)
     if HOW == "faulthandler":
         signal.signal(signal.SIGTERM, on_signal)
