@@ -147,7 +147,7 @@ class Target(BaseModel):
     def _says_who(self) -> "Self":
         ways = {name: getattr(self, name) for name in ("pid", "pidfile", "unit", "match", "runs")}
         if sum(value is not None for value in ways.values()) != 1:
-            raise ValueError("a [[target]] says who is meant by one of pid, pidfile, unit, match, runs = true")
+            raise ValueError("it says who is meant by exactly one of pid, pidfile, unit, match, runs = true")
         if self.match is not None:
             try:
                 re.compile(self.match)
@@ -246,6 +246,8 @@ def _put_together(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = str(first["loc"][0])
+        if key == "target":
+            raise ConfigError(f"{origin[key]}: {_wrong_target(merged[key], first)}") from error
         raise ConfigError(f"{origin[key]}: {_said(key, merged.get(key))}: {_wrong(first)}") from error
 
 
@@ -254,6 +256,22 @@ def _said(key: str, value: object) -> str:
     return key if key == "webhook" else f"{key.replace('_', '-')} = {value!r:.60}"
 
 
+def _wrong_target(targets: object, error: "ErrorDetails") -> str:
+    """Name one of the ``[[target]]`` tables as people count them."""
+    place = error["loc"][1:2]
+    if not isinstance(targets, list) or not place:
+        return "each target is a table of its own: write [[target]], with two brackets"
+    target = targets[int(place[0])]
+    name = target.get("name") if isinstance(target, dict) else None
+    named = f" ({name:.40})" if isinstance(name, str) and name and name.isprintable() else ""
+    key = "".join(f"{part} = {error['input']!r:.60}: " for part in error["loc"][2:3])
+    return f"target {int(place[0]) + 1}{named}: {key}{_plain(error)}"
+
+
+def _plain(error: "ErrorDetails") -> str:
+    return error["msg"].removeprefix("Value error, ")
+
+
 def _wrong(error: "ErrorDetails") -> str:
     where = ".".join(str(part) for part in error["loc"][1:])
-    return f"{where and where + ': '}{error['msg'].removeprefix('Value error, ')}"
+    return f"{where and where + ': '}{_plain(error)}"

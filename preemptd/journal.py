@@ -263,7 +263,10 @@ def _webhook(line: Line) -> str:
 
 _WORDS: Mapping[str, Callable[[Line], str]] = {
     "started": _started,
-    "serving": lambda line: f"looking after {line['targets']} targets",
+    "serving": lambda line: (
+        ("" if line["targets"] else "warning: there is no [[target]], so only who registers over the link is told: ")
+        + f"looking after {line['targets']} target{'s' * (line['targets'] != 1)}"
+    ),
     "target": _target,
     "stopped": lambda line: f"ends: {line['why']}",
     "provider": _provider,

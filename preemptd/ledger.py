@@ -116,11 +116,18 @@ class JobLedger:
     """STATE/JOB.json, written by a thread of its own (a disk may hang), under a lock held for the daemon's life."""
 
     def __init__(
-        self, directory: str, job: str, put: Callable[[LedgerWritten], None], complain: Callable[[str], None]
+        self,
+        directory: str,
+        job: str,
+        put: Callable[[LedgerWritten], None],
+        complain: Callable[[str], None],
+        without: str = "--job-id has no effect",
     ) -> None:
+        """*without*: what follows from a *directory* that cannot be used, for people."""
         self._path = os.path.join(directory, f"{job}.json")
         self._put = put
         self._complain = complain
+        self._without = without
         self._changed = threading.Condition()
         self._pending: tuple[int, Record] | None = None
         self._number = 0
@@ -137,7 +144,7 @@ class JobLedger:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self._broken = True
-            self._complain(f"state directory {directory} cannot be used ({error.strerror}): --job-id has no effect")
+            self._complain(f"state directory {directory} cannot be used ({error.strerror}): {self._without}")
             return None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -170,17 +170,17 @@ def test_the_targets_of_the_daemon_are_read_from_the_file(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("", "says who is meant by one of pid, pidfile, unit, match, runs = true"),
-        ("pid = 12\nruns = true", "says who is meant by one of pid, pidfile, unit, match, runs = true"),
-        ("runs = false", "0.runs: "),
-        ("pid = 1", "0.pid: "),
-        ("pid = 'train'", "0.pid: "),
-        ("unit = 'training'", "0.unit: "),
-        ("unit = 'a/b.service'", "0.unit: "),
-        ("match = ''", "0.match: "),
+        ("", "it says who is meant by exactly one of pid, pidfile, unit, match, runs = true"),
+        ("pid = 12\nruns = true", "it says who is meant by exactly one of pid, pidfile, unit, match, runs = true"),
+        ("runs = false", "runs = False: "),
+        ("pid = 1", "pid = 1: "),
+        ("pid = 'train'", "pid = 'train': "),
+        ("unit = 'training'", "unit = 'training': "),
+        ("unit = 'a/b.service'", "unit = 'a/b.service': "),
+        ("match = ''", "match = '': "),
         ("match = 'train('", "match = 'train(' is no regular expression: "),
-        ("pidfile = ''", "0.pidfile: no file can have this name"),
-        ("pid = 12\ngroup = 4", "0.group: "),
+        ("pidfile = ''", "pidfile = '': no file can have this name"),
+        ("pid = 12\ngroup = 4", "group = 4: "),
     ],
 )
 def test_a_target_that_says_not_who_is_meant_is_refused(tmp_path: Path, target: str, says: str) -> None:
@@ -188,8 +188,28 @@ def test_a_target_that_says_not_who_is_meant_is_refused(tmp_path: Path, target: 
     with pytest.raises(ConfigError) as caught:
         daemon_settings({}, {}, file)
 
-    assert str(caught.value).startswith(f"configuration file {file}: target = ")
+    assert str(caught.value).startswith(f"configuration file {file}: target 1: ")
     assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[target]]\npid = 12\n[[target]]\nname = 'nightly'\npid = 1\n", "target 2 (nightly): pid = 1: "),
+        ('[[target]]\nname = "a\\nb"\n', "target 1: it says who"),
+        ("[[target]]\nname = 3\npid = 12\n", "target 1: name = 3: "),
+        ("target = ['train']\n", "target 1: "),
+        ("[target]\npid = 12\n", "each target is a table of its own: write [[target]], with two brackets"),
+        ("target = 3\n", "each target is a table of its own: write [[target]], with two brackets"),
+    ],
+)
+def test_the_target_that_is_wrong_is_named_as_people_count_them(tmp_path: Path, text: str, says: str) -> None:
+    file = daemon_file(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        daemon_settings({}, {}, file)
+
+    assert str(caught.value).startswith(f"configuration file {file}: {says}")
     assert "\n" not in str(caught.value)
 
 

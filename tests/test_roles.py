@@ -34,6 +34,8 @@ GO = (*range(1, 32), *range(34, 65))
         "tini -- python train.py",
         "docker run image",
         "/usr/bin/conmon --api-version 1 -c 0123 -r /usr/bin/runc",
+        "/venv/bin/python /venv/bin/jupyter-lab --no-browser",
+        "python -m notebook",
     ],
 )
 def test_a_launcher_is_never_told_whatever_it_catches(command: str) -> None:
@@ -56,6 +58,9 @@ def test_a_launcher_is_never_told_whatever_it_catches(command: str) -> None:
         "python -m trainer.launch --via accelerate launch",
         "python -c import~torch.distributed.run",
         "python /home/bash/train.py",
+        "python notebook.py",
+        "python vim/train.py",
+        "python -m ipykernel_launcher -f kernel.json",
     ],
 )
 def test_an_argument_that_names_a_launcher_makes_none(command: str) -> None:
@@ -98,6 +103,29 @@ def test_a_helper_is_never_told_whatever_it_catches(helper: Process, why: str, r
 
     assert selection.told == ()
     assert spared(selection)[2] == why
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(
+            "/usr/bin/dbus-daemon --session --address=systemd:",
+            "dbus-broker --log 4",
+            "dbus-broker-launch --scope user",
+        ),
+        *("/usr/bin/gpg-agent --supervised", "ssh-agent -D", "vi a", "vim a", "nvim a", "emacs -nw a", "nano a"),
+    ],
+)
+def test_what_is_found_in_every_session_is_never_told_and_is_no_lost_training(command: str) -> None:
+    selection = auto(process(1, 0, "systemd --user"), process(2, 1, command, ["USR1", "TERM"]))
+
+    assert (selection.told, selection.unreachable) == ((), ())
+
+
+def test_an_editor_that_is_a_link_to_another_program_is_known_by_either_name() -> None:
+    editors = [process(2, 1, "editor a", ["USR1"], comm="vim.basic"), process(3, 1, "vi a", ["USR1"], comm="vi")]
+
+    assert auto(process(1, 0, "bash"), *editors).told == ()
 
 
 def test_what_belongs_to_wandb_core_is_spared() -> None:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from preemptd.cli.environment import link_directory
 from preemptd.cli.providers import survey
-from preemptd.cli.status import ask, sockets
+from preemptd.cli.status import ask, links
 from preemptd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def _machine(*, no_probe: bool) -> "MachineDiagnosis":
     from preemptd.diagnosis.slurm import of_machine, of_told
 
     slurm = [] if no_probe else of_machine(os.environ)
-    heard = _heard(sockets(link_directory(os.environ)))
+    heard = _heard(links(os.environ))
     with survey(no_probe=no_probe) as found:
         diagnosis = diagnose(found.words, () if no_probe else found.here, heard, slurm)
     if no_probe:
@@ -69,7 +68,7 @@ def _job(pid: int, *, no_probe: bool) -> "JobDiagnosis":
 
     wishes = settings({}, os.environ, None)
     processes = snapshot(pid)
-    heard = _heard([*link_paths(pid, processes), *sockets(link_directory(os.environ))])
+    heard = _heard([*link_paths(pid, processes), *links(os.environ)])
     found = diagnose(pid, processes, heard, Policy(wishes.signals, wishes.signal_target))
     of_slurm = [] if no_probe else of_job(pid, processes, found.processes)
     return replace(found, findings=[*found.findings, *of_slurm, *stops.of_job(found)])

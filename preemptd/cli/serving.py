@@ -42,6 +42,7 @@ Read = Callable[[], DaemonSettings]
 
 AGAIN_AFTER = 5.0
 """Seconds from one try to the next with a configuration that was good, and no longer is."""
+_FORGETS = "a daemon that is started after this one tells again what this one has told"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class _Round:
             name += f"-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
         directory = state_directory(self._lasting.environ, self._settings.state_dir)
         try:
-            ledger = JobLedger(directory, f".{name}", self._lasting.inbox.put, self._journal.warn)
+            ledger = JobLedger(directory, f".{name}", self._lasting.inbox.put, self._journal.warn, _FORGETS)
         except TakenError as error:
             raise ConfigError(
                 f"another daemon of this user runs already (pid {error.pid}): end that one, or give this one a --link "
@@ -247,7 +248,7 @@ class _Round:
             link=link.path if link else None,
             version=preemptd.__version__,
         )
-        self._lasting.manager.ready(f"looking after {count} targets")
+        self._lasting.manager.ready(f"looking after {count} target{'s' * (count != 1)}")
 
     def _changed(self, name: str, state: str, why: str, pid: int | None) -> None:
         self._journal.write("target", name=name, state=state, why=why, pid=pid)

@@ -1,5 +1,6 @@
 """`preemptd status`."""
 
+import glob
 import json
 import os
 import socket
@@ -17,6 +18,8 @@ from preemptd.observe.history import Entry, last_of_each
 from preemptd.observe.history_file import NAME, lives, read
 
 ANSWER_WITHIN = 2.0
+_OF_UNITS = "/run/preemptd*/link.sock"
+"""Where the daemons of our systemd units listen."""
 SHOWN = 3
 """Past notices of one preemptd."""
 
@@ -32,7 +35,7 @@ def status(
     from preemptd.config import PREFIX
 
     wish = link or os.environ.get(f"{PREFIX}LINK")
-    paths = [wish] if wish else sockets(link_directory(os.environ))
+    paths = [wish] if wish else links(os.environ)
     answers = [answer for path in paths if (answer := ask(path, must=bool(wish))) is not None]
     if not answers:
         raise ConfigError("no preemptd of yours runs here (it listens at --link PATH, if you gave it one)")
@@ -40,6 +43,11 @@ def status(
         full = {**answer, "past": past(answer)}
         print(json.dumps(full) if as_json else words(full))
     return 0
+
+
+def links(environ: Mapping[str, str]) -> list[str]:
+    """List where preemptds listen whose path nobody chose, and those of systemd's units."""
+    return [*sockets(link_directory(environ)), *sorted(glob.glob(_OF_UNITS))]
 
 
 def sockets(directory: str) -> list[str]:

@@ -1,7 +1,7 @@
 """A running job, looked at as the daemon would if a notice came now. Nothing is sent to anybody."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from preemptd.diagnosis import containers, services, standing, steps
 from preemptd.diagnosis.findings import JobDiagnosis, Seen
@@ -81,7 +81,8 @@ def _units(
 ) -> list[Unit]:
     """Split the job by who watches it: mostly one preemptd, or none, watches all of it."""
     above = {pid, *standing.ancestors(pid)}
-    able = [watcher for watcher in watchers if watcher.speaks_our_pids]
+    seen = [watcher for watcher in watchers if watcher.speaks_our_pids]
+    able = [watcher for watcher in seen if not watcher.is_daemon]
     for watcher in able:
         if watcher.main_pid in above:
             whole = Unit(snapshot(watcher.root), watcher.main_pid, policy, watcher)
@@ -96,12 +97,42 @@ def _units(
         for watcher in inside
     ]
     rest = tuple(process for process in processes if tops[process.pid] is None)
-    silent = "" if inside else _silent(above | by_pid.keys(), links, watchers)
+    looked_after, rest = _targets(rest, above, seen, {watcher.root for watcher in inside}, policy)
+    units += looked_after
+    silent = "" if units else _silent(above | by_pid.keys(), links, watchers)
     if not silent and steps.agent_beside(pid):
         silent = "preemptd's step on this node"
     units += [Unit(rest, pid, policy, None, silent)] if rest else []
     outer = next((watcher for watcher in inside if watcher.nodes), None)
     return [*units, *steps.units_of(tasks, able, policy, outer)]
+
+
+def _targets(
+    processes: tuple[Process, ...],
+    above: Container[int],
+    watchers: Iterable[Watcher],
+    others: Container[int],
+    policy: Policy,
+) -> tuple[list[Unit], tuple[Process, ...]]:
+    """Give the processes to the daemons whose targets they belong to; return what is left.
+
+    Args:
+        processes: those that no preemptd has started.
+        above: pid of the job, and those above it.
+        watchers: the daemons are among them.
+        others: what is at or below these pids is another preemptd's.
+        policy: as in `diagnose`.
+    """
+    units = []
+    for daemon in watchers:
+        heads = daemon.heads if daemon.is_daemon else frozenset()
+        if (head := next((pid for pid in sorted(heads) if pid in above), None)) is not None:
+            return [*units, Unit(without(snapshot(head), others), head, policy, daemon)], ()
+        tops = topmost({process.pid: process for process in processes}, heads)
+        if own := tuple(process for process in processes if tops[process.pid] is not None):
+            units.append(Unit(own, own[0].pid, policy, daemon))
+            processes = tuple(process for process in processes if tops[process.pid] is None)
+    return units, processes
 
 
 def _below(processes: Sequence[Process], seen: Sequence[Seen]) -> list[Seen]:

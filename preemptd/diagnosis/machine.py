@@ -36,18 +36,30 @@ def diagnose(
         text = "no platform that announces preemptions was found here"
         text += " (SLURM announces them inside of its jobs)" if slurm else ""
         findings.append(Finding("no-platform", text, "--provider names one; a signal file works everywhere"))
-    jobs = list(map(_job, heard.answers))
+    jobs = [one for answer in heard.answers for one in _jobs(answer)]
     findings += heard.findings()
     if not jobs and not heard.mute:
         findings.append(Finding("no-preemptd", "no preemptd of yours runs here"))
     findings += slurm
-    return MachineDiagnosis(providers, jobs, [*findings, *(finding for one in jobs for finding in one.findings)])
+    findings += (finding for one in jobs for finding in one.findings)
+    return MachineDiagnosis(providers, jobs, list(dict.fromkeys(findings)))
 
 
-def _job(answer: Mapping[str, object]) -> JobDiagnosis:
-    """Judge the job of one preemptd: what it says itself may be five seconds old."""
+def _jobs(answer: Mapping[str, object]) -> list[JobDiagnosis]:
+    """Judge the job of one preemptd, or each target of a daemon."""
     watcher = Watcher.of(answer)
-    pid = watcher.main_pid
+    if not watcher.is_daemon or not watcher.speaks_our_pids:
+        return [_job(watcher, watcher.main_pid)]
+    if not watcher.heads:
+        return [
+            JobDiagnosis(watcher.pid, "a daemon without a running target", [answer], (), (), list(watcher.findings()))
+        ]
+    return [_job(watcher, pid) for pid in sorted(watcher.heads)]
+
+
+def _job(watcher: Watcher, pid: int) -> JobDiagnosis:
+    """Judge the job of *pid*: what the preemptd says itself may be five seconds old."""
+    answer = watcher.answer
     try:
         if watcher.speaks_our_pids:
             return job.diagnose(pid, job.snapshot(pid), Heard([answer]), watcher.policy)

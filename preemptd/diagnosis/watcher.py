@@ -65,6 +65,17 @@ class Watcher:
         )
 
     @property
+    def is_daemon(self) -> bool:
+        """Whether it looks after targets that others start, and not after a command."""
+        return self.pid == self.main_pid
+
+    @property
+    def heads(self) -> frozenset[int]:
+        """The topmost processes of its targets."""
+        pids = (target.get("pids") for target in _items(self.answer, "targets"))
+        return frozenset(_number(pid) for found in pids if isinstance(found, list) for pid in found)
+
+    @property
     def speaks_our_pids(self) -> bool:
         """Whether its pids mean the same to us: it lives in our own pid namespace."""
         found = standing.read(self.pid) if self.pid else None

@@ -19,7 +19,8 @@ _LAUNCHERS = frozenset(
         *("prte", "prted", "prterun", "slurmstepd", "srun"),
         *("catatonit", "docker-init", "dumb-init", "s6-svscan", "s6-supervise", "supervisord", "tini", "tini-static"),
         *("apptainer", "bwrap", "conmon", "docker", "enroot", "nsenter", "podman", "runc", "singularity", "unshare"),
-        *("jupyter-lab", "jupyter-labhub", "jupyter-notebook", "jupyter-server", "jupyterhub-singleuser"),
+        # Their kernels do the work. By `python -m` they are jupyterlab and notebook.
+        *("jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyterhub-singleuser", "jupyterlab", "notebook"),
         *("dtach", "login", "screen", "sshd", "sshd-session", "su", "systemd", "tmux", "zellij"),
         *("make", "nsys", "parallel", "preemptd", "script", "setsid", "snakemake", "ssh", "sudo", "time"),
         *("timeout", "xargs"),
@@ -31,8 +32,6 @@ _LAUNCHER_MODULES = {
     "accelerate.commands.launch": "accelerate",
     "deepspeed.launcher.launch": "deepspeed",
     "deepspeed.launcher.runner": "deepspeed",
-    "jupyterlab": "jupyter-lab",
-    "notebook": "jupyter-notebook",
     "torch.distributed.launch": "torchrun",
     "torch.distributed.run": "torchrun",
 }
@@ -44,7 +43,7 @@ _HELPERS = frozenset(
         *("awk", "cat", "grep", "sed", "sleep", "ssh-agent", "tail", "tee", "ts"),
         *("gpu_stats", "nvidia-smi", "rsync", "tensorboard", "wandb-symon", "wandb-xpu"),
         *("dbus-broker", "dbus-broker-lau", "dbus-broker-launch", "dbus-daemon", "gpg-agent"),
-        *("emacs", "nano", "nvim", "vi", "vim"),
+        *("emacs", "emacs-gtk", "emacs-nox", "nano", "nvim", "vi", "vim", "vim.basic", "vim.nox", "vim.tiny"),
     }
 )
 # In the code behind `python -c`; loky has trackers of its own by these names.

@@ -64,6 +64,17 @@ def test_it_starts_and_is_ready_when_its_loop_turns(machine: Machine, unit: str)
     assert machine.show(unit, "Result", "ExecMainStatus") == {"Result": "success", "ExecMainStatus": "0"}
 
 
+def test_root_may_ask_and_warn_the_daemon_of_a_user_which_cannot_see_roots_processes(machine: Machine) -> None:
+    link = "/run/preemptd-bob/link.sock"
+    with running(machine, "preemptd@bob.service", FILE_ONLY) as pid:
+        answer = machine.run(PREEMPTD, "status", "--link", link)
+        machine.run(PREEMPTD, "notify", "--link", link, "--deadline", "20", "--reason", "by root")
+        notice = await_event(machine, "preemptd-bob", "notice", provider="notify")
+
+    assert answer.startswith(f"pid {pid}, link {link}\n")
+    assert notice["acted"] is True
+
+
 def test_one_that_hangs_is_ended_and_started_anew(machine: Machine) -> None:
     unit = "preemptd@bob.service"
     with running(machine, unit, FILE_ONLY, "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n") as pid:
