@@ -34,7 +34,7 @@ demo: $(READY)
 	@echo 'It goes on from there:  $(BIN)/python docs/examples/train.py --checkpoints demo-out/checkpoints'
 
 test: $(READY)
-	$(PYTEST) -n 4 $(ARGS)
+	$(PYTEST) -n 6 $(ARGS)
 
 quick: $(READY)
 	$(PYTEST) -n 4 -m 'not lab and not slow' $(ARGS)

@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         soak = [item for item in items if item.get_closest_marker("soak")]
         config.hook.pytest_deselected(items=soak)
         items[:] = [item for item in items if item not in soak]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)  # nobody is to wait for the last one
 
 
 def _refuse(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -8,6 +8,7 @@ from tests.footprint import course
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("looks", "registrations"), [(2_000, 200), pytest.param(10_000, 1_000, marks=pytest.mark.soak)]

@@ -94,6 +94,7 @@ def test_a_script_without_a_handler_is_never_signalled_and_this_is_said(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_trainer_that_nobody_can_tell_is_named_half_a_minute_after_the_start(tmp_path: Path) -> None:
     with Watch(tmp_path, trainer("none")) as watch:
         pid = watch.await_said("ready")[0]["pid"]
@@ -106,6 +107,7 @@ def test_a_trainer_that_nobody_can_tell_is_named_half_a_minute_after_the_start(t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ranks_on_other_machines_are_named_half_a_minute_after_the_start(tmp_path: Path) -> None:
     ranks = {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "3"}
     with Watch(tmp_path, trainer("USR1"), env=ranks) as watch:

@@ -12,7 +12,7 @@ from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import ROOT, TRAINER, Watch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 AGENT = [str(ROOT / "tests" / "standins" / "wandb"), "agent", "--count", "1", "team/project/sweep"]
 

@@ -156,7 +156,7 @@ class MachineDiagnosis:
 
     providers: Sequence[SeenProvider]
     jobs: Sequence[JobDiagnosis]
-    """One for each preemptd that runs."""
+    """One for each preemptd that runs, and for each process that heads a target of a daemon."""
     findings: Sequence[Finding]
 
     @property

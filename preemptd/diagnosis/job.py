@@ -83,7 +83,7 @@ def _units(
     above = {pid, *standing.ancestors(pid)}
     seen = [watcher for watcher in watchers if watcher.speaks_our_pids]
     able = [watcher for watcher in seen if not watcher.is_daemon]
-    for watcher in able:
+    for watcher in seen:
         if watcher.main_pid in above:
             whole = Unit(snapshot(watcher.root), watcher.main_pid, policy, watcher)
             return [whole, *steps.units_of(tasks, able, policy, watcher)]
@@ -123,7 +123,7 @@ def _targets(
         others: what is at or below these pids is another preemptd's.
         policy: as in `diagnose`.
     """
-    units = []
+    units: list[Unit] = []
     for daemon in watchers:
         heads = daemon.heads if daemon.is_daemon else frozenset()
         if (head := next((pid for pid in sorted(heads) if pid in above), None)) is not None:

@@ -68,10 +68,12 @@ def test_root_may_ask_and_warn_the_daemon_of_a_user_which_cannot_see_roots_proce
     link = "/run/preemptd-bob/link.sock"
     with running(machine, "preemptd@bob.service", FILE_ONLY) as pid:
         answer = machine.run(PREEMPTD, "status", "--link", link)
+        found = machine.run(PREEMPTD, "status")
         machine.run(PREEMPTD, "notify", "--link", link, "--deadline", "20", "--reason", "by root")
         notice = await_event(machine, "preemptd-bob", "notice", provider="notify")
 
     assert answer.startswith(f"pid {pid}, link {link}\n")
+    assert f"link {link}\n" in found
     assert notice["acted"] is True
 
 
