@@ -99,6 +99,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep state and caches of the programs under test out of the user's home, and the tests out of each other's."""
     home = tmp_path_factory.mktemp("xdg")
+    monkeypatch.setenv("CHECKPOINTS", str(home))  # of the training stand-in, where a test names no place
     for name in ("XDG_STATE_HOME", "XDG_RUNTIME_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(home))
 
