@@ -142,7 +142,7 @@ def test_while_a_notice_is_open_the_configuration_stays(tmp_path: Path) -> None:
     ("config", "says"),
     [
         ("job_id = 'x'\n", "unknown key 'job_id'"),
-        ("[[target]]\n", "a [[target]] says who is meant by one of pid, pidfile, unit, match, runs = true"),
+        ("[[target]]\n", "target 1: it says who is meant by exactly one of pid, pidfile, unit, match, runs = true"),
         ("[[target]]\nmatch = '('\n", "match = '(' is no regular expression"),
         ("[[target]]\npid = 1\n", "target"),
         ("[[target]]\nunit = 'a/b.service'\n", "target"),
