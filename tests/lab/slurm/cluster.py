@@ -331,9 +331,12 @@ class Cluster:
     def expire(self, job: Job, seconds: int = 1) -> None:
         """Move the end of a job's time to so many seconds from now, where `minutes=1` would mean a minute at least.
 
-        SLURM looks each 30 s whether a job's time (or the lead of its --signal) has come.
+        SLURM looks each 30 s whether a job's time (or the lead of its --signal) has come. It refuses a time that is
+        over when slurmctld comes to read it: then once more.
         """
-        self.scontrol("update", f"JobId={job.id}", f"EndTime=now+{seconds}")
+        command = ["scontrol", "update", f"JobId={job.id}", f"EndTime=now+{seconds}"]
+        wait_until(lambda: self._ask(*command).returncode == 0, what=shlex.join(command), pause=0.1)
+        self._rows = 0.0, self._rows[1]
 
     def clean(self) -> None:
         """Make the cluster as new for the next test: no jobs, all daemons at work, all nodes idle."""

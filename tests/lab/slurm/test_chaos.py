@@ -19,9 +19,9 @@ from tests.lab.slurm.configuration import Options
 from tests.lab.slurm.jobs import Job
 from tests.lab.slurm.side_by_side import SideBySide, cases
 
-SHORT, LONG = 120, 1800
+SHORT, LONG = 180, 1800
 """Seconds of chaos; the jobs then need about half as long again to finish."""
-pytestmark = [pytest.mark.xdist_group("slurm-chaos"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("slurm-chaos"), pytest.mark.long, pytest.mark.timeout(1200)]
 each_length = pytest.mark.parametrize(
     "length", [SHORT, pytest.param(LONG, marks=[pytest.mark.soak, pytest.mark.timeout(5400)])]
 )
