@@ -34,10 +34,10 @@ demo: $(READY)
 	@echo 'It goes on from there:  $(BIN)/python docs/examples/train.py --checkpoints demo-out/checkpoints'
 
 test: $(READY)
-	$(PYTEST) -n 6 $(ARGS)
+	$(PYTEST) -n 8 $(ARGS)
 
 quick: $(READY)
-	$(PYTEST) -n 4 -m 'not lab and not slow' $(ARGS)
+	$(PYTEST) -n 8 -m 'not lab and not slow' $(ARGS)
 
 soak: $(READY)
 	PREEMPTD_SOAK=1 $(PYTEST) -m soak --timeout 3600 $(ARGS)

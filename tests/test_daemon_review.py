@@ -120,8 +120,9 @@ def test_reloads_cost_no_memory_threads_or_descriptors_for_good(tmp_path: Path) 
         threads, descriptors = held(serving)
         before = kilobytes(serving)
         reload(serving, 40)
-        # What a loop that has ended still has under way comes to its end.
-        wait_until(lambda: held(serving)[0] <= threads and held(serving)[1] <= descriptors, 30)
+        # What a loop that has ended still has under way comes to its end; the first look may have come before all of
+        # the next one was there. One that stays behind at each reload would make forty.
+        wait_until(lambda: held(serving)[0] <= threads + 3 and held(serving)[1] <= descriptors + 5, 30)
 
         assert kilobytes(serving) - before < 6000
 
