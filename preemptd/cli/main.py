@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 
 import typer
@@ -59,7 +60,13 @@ app.command("slurm-node", hidden=True)(slurm_node.slurm_node)
 def main() -> None:
     """Run the command line: 2 and one line for what is the user's to mend, else what the command says."""
     _fill_standard_descriptors()
-    sys.exit(_run())
+    status = _run()
+    if threading.active_count() > 1:  # one that is inside of OpenSSL when the interpreter is taken down crashes us all
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run() -> int:
