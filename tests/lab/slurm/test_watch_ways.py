@@ -7,7 +7,7 @@ import pytest
 from tests.lab.slurm.cluster import Cluster
 from tests.lab.slurm.configuration import Options
 from tests.lab.slurm.jobs import Job, trainer
-from tests.lab.slurm.supervised import settings
+from tests.lab.slurm.supervised import settings, wait_for_canary
 
 OPTIONS = ("--no-wandb", "--journal", "journal")
 
@@ -162,7 +162,7 @@ def test_a_copy_on_a_node_that_slurm_gave_up_kills_its_training(
     assert job.restarts == 1
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again(
     make_cluster: Callable[[Options], Cluster], preemptd_command: list[str]
 ) -> None:
@@ -170,12 +170,13 @@ def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again
     config = settings(cluster, "[providers.slurm]\npoll_interval = 5\n")
     job = cluster.sbatch([*preemptd_command, "watch", *OPTIONS, config, "--", *trainer("--count", "TERM")])
     job.wait_for_note("ready")
+    wait_for_canary(job)
 
     cluster.kill_slurmd("n1")
-    job.until(lambda: job.restarts == 1, 120, "the node is given up")
-    job.until(lambda: not stepds(cluster), 60, "the job's script and our step have gone from the node")
+    job.until(lambda: job.restarts == 1, 150, "the node is given up")
+    job.until(lambda: not stepds(cluster), 200, "the job's script and our step have gone from the node")
     cluster.start_slurmd("n1")
-    job.wait_for_note("ready", 2, timeout=120)
+    job.wait_for_note("ready", 2, timeout=200)
 
     assert "Registered PENDING" not in cluster.log_of(job.id)
 
