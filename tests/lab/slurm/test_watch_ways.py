@@ -162,6 +162,7 @@ def test_a_copy_on_a_node_that_slurm_gave_up_kills_its_training(
     assert job.restarts == 1
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again(
     make_cluster: Callable[[Options], Cluster], preemptd_command: list[str]
