@@ -177,6 +177,18 @@ def test_a_step_that_outlives_its_srun_is_ended(world: SlurmWorld) -> None:
     canary.close()
 
 
+def test_closing_it_ends_a_step_that_does_not_hear_of_the_end_of_its_input(world: SlurmWorld) -> None:
+    world.say(srun_dies_alone=True)
+    canary = Canary(world)
+    srun = canary.ready()
+    task = int(Path(f"/proc/{srun}/task/{srun}/children").read_text())
+
+    canary.watch.close(0.5)
+
+    assert not Path(f"/proc/{task}/cmdline").exists() or not Path(f"/proc/{task}/cmdline").read_bytes()
+    canary.close()
+
+
 def test_a_process_that_got_the_pid_of_the_step_is_left_alone(tmp_path: Path) -> None:
     world = SlurmWorld(tmp_path)
     world.say(srun={"stdout": f"ready {os.getpid()}\n"})

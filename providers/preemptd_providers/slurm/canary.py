@@ -40,7 +40,9 @@ SIGNALS = {s.name: s for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
 FOREIGN = ("SLURM_CPU_BIND", "SLURM_MEM_", "SLURM_STD", "SLURM_LABELIO", "SLURM_PTY", "SRUN_")
 """Variables by which the user's own srun is configured; the job's binding does not fit a step of one CPU."""
 END_WITHIN = 2.0
-"""Seconds in which the step ends once its stdin has; usually 15 ms."""
+"""Seconds in which srun has to end once its stdin has."""
+BY_ITSELF_WITHIN = 0.1
+"""Seconds in which the step ends by itself then; usually 15 ms. It never hears of it where its slurmd is dead."""
 STEADY = 20.0
 """Seconds that a step has to live, after one that has died, to count as being back: for a while after a restart of
 slurmctld or slurmd steps may start, and die again."""
@@ -105,7 +107,9 @@ class CanaryWatch(Watch):
             with suppress(OSError):
                 process.stdin.close()
         end = time.monotonic() + within
-        _end(process, within)
+        if not _has_ended(process, min(within, BY_ITSELF_WITHIN)):
+            self._end_task()  # now: we may be gone before its srun is
+        _end(process, max(0.0, end - time.monotonic()))
         if self._reading.acquire(
             timeout=max(0.0, end - time.monotonic())
         ):  # else somebody else holds the pipe, and its reader waits on
@@ -176,13 +180,19 @@ class CanaryWatch(Watch):
         return CLOSED if self._closed else f"the canary step ended with status {status}{said and ': '}{said}"
 
 
+def _has_ended(process: "subprocess.Popen[bytes]", within: float) -> bool:
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
 def _end(process: "subprocess.Popen[bytes]", within: float = END_WITHIN) -> int:
     """Wait for the end of *process*, and kill it if that does not come."""
-    try:
-        return process.wait(within)
-    except subprocess.TimeoutExpired:
+    if not _has_ended(process, within):
         process.kill()
-        return process.wait()
+    return process.wait()
 
 
 def command(node: str, environ: Mapping[str, str]) -> list[str]:

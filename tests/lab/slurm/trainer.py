@@ -65,14 +65,16 @@ class Trainer:
             self.step = int(file.read())
 
     def save(self, why: str) -> None:
-        """Save atomically; the note says what is safe on disk."""
+        """Save atomically; the note says what is safe on disk, so a SIGTERM does not come between the two."""
         time.sleep(self.given.save_seconds)
         with open(self.checkpoint + ".new", "w") as file:
             file.write(str(self.step))
             file.flush()
             os.fsync(file.fileno())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         os.rename(self.checkpoint + ".new", self.checkpoint)
         self.note("saved", why=why)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def listen(self, seconds: float) -> None:
         """Compute for *seconds*, noting each signal when it comes."""
