@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAB = ROOT / ".lab"
 HOW = "run tests/lab/install.sh as root (make lab)"
-LAB_FIXTURES = {"needs_root", "needs_netns", "torch_python", "wandb_pythons", "lab_tool", "needs_slurm"}
+LAB_FIXTURES = {"needs_root", "needs_netns", "torch_python", "sync_python", "wandb_pythons", "lab_tool", "needs_slurm"}
 WANDB_VERSIONS = ("0.31.0", "0.22.3", "0.19.11")
 
 # What the machine that runs the tests says of itself must not reach the programs under test.
@@ -136,10 +136,19 @@ def lab_tool() -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def torch_python() -> str:
-    """Return an interpreter with torch, wandb and preemptd's client; torchrun, accelerate and uv lie beside it."""
+    """Return an interpreter with torch, its frameworks, wandb and preemptd; torchrun, accelerate, uv lie beside it."""
     python = LAB / "torch" / "bin" / "python"
     if not python.exists():
         pytest.skip(f"needs torch and accelerate: {HOW}")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
+def sync_python() -> str:
+    """Return an interpreter with preemptd, clients of object stores, and servers that speak like them."""
+    python = LAB / "sync" / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"needs s3fs and moto: {HOW}")
     return str(python)
 
 

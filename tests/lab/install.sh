@@ -87,7 +87,8 @@ command -v apt-get >/dev/null || fail "no apt-get here: install by hand ${packag
 mkdir -p .lab
 install_packages
 # Exactly these: where a CPU build of torch is offered (2.13.0+cpu), an exact version takes it, and no test needs a GPU.
-environment torch torch==2.13.0 accelerate==1.15.0 numpy uv wandb==0.31.0
+environment torch torch==2.13.0 accelerate==1.15.0 transformers==5.23.0 lightning==2.6.6 "jax[cpu]" numpy uv wandb==0.31.0
+environment sync s3fs "moto[server]" gcsfs gcp-storage-emulator tqdm
 environment wandb-0.22.3 wandb==0.22.3
 environment wandb-0.19.11 wandb==0.19.11
 wheels

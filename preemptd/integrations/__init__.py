@@ -1,0 +1,1 @@
+"""What a training script imports beside `preemptd` itself: each module stands on the client, and on its framework."""
