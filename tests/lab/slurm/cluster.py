@@ -1,6 +1,7 @@
 """SLURM clusters for tests: munged, slurmctld and a slurmd a virtual node, in namespaces of their own (README.md)."""
 
 import os
+import re
 import pwd
 import shlex
 import signal
@@ -171,6 +172,11 @@ class Cluster:
         )
 
     # --- processes in there
+
+    def rpcs_owed(self) -> int:
+        """Count the messages that slurmctld has not been able to deliver, and those that it delivers now."""
+        said = self._do("sdiag")
+        return sum(int(n) for n in re.findall(r"^Agent (?:queue size|count):\s*(\d+)", said, re.MULTILINE))
 
     def signal(self, pid: int, signum: signal.Signals) -> bool:
         """Signal a process by the pid that jobs see."""

@@ -162,7 +162,7 @@ def test_a_copy_on_a_node_that_slurm_gave_up_kills_its_training(
     assert job.restarts == 1
 
 
-@pytest.mark.soak
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again(
     make_cluster: Callable[[Options], Cluster], preemptd_command: list[str]
@@ -176,7 +176,11 @@ def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again
     cluster.kill_slurmd("n1")
     job.until(lambda: job.restarts == 1, 150, "the node is given up")
     job.until(lambda: not stepds(cluster), 200, "the job's script and our step have gone from the node")
+    cluster.scontrol("hold", job.id)  # slurmctld still owes the dead slurmd a kill of the job, whatever attempt it finds
     cluster.start_slurmd("n1")
+    cluster.wait_nodes("idle", "n1")
+    job.until(lambda: cluster.rpcs_owed() == 0, 100, "slurmctld has said all to the slurmd that came back")
+    cluster.scontrol("release", job.id)
     job.wait_for_note("ready", 2, timeout=200)
 
     assert "Registered PENDING" not in cluster.log_of(job.id)
