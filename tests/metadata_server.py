@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from preemptd.rehearsal.other_clouds import AlibabaServer, AzureServer, BytePlusServer, TencentServer
 from preemptd.rehearsal.servers import Ec2Server, GceServer
 from preemptd.rehearsal.serving import Announcement, MetadataServer, Reply, Request
 
@@ -73,6 +74,22 @@ class FaultyGce(_Faulty, GceServer):
         super().wait(key, last_etag, limit)
         with self.announcement.changed:
             self.waiting -= 1
+
+
+class FaultyAzure(_Faulty, AzureServer):
+    pass
+
+
+class FaultyAlibaba(_Faulty, AlibabaServer):
+    pass
+
+
+class FaultyTencent(_Faulty, TencentServer):
+    pass
+
+
+class FaultyBytePlus(_Faulty, BytePlusServer):
+    pass
 
 
 class RollingEc2(FaultyEc2):

@@ -12,15 +12,13 @@ import typer
 
 from preemptd.cli.options import given
 from preemptd.errors import ConfigError, PreemptdError
+from preemptd.rehearsal.clouds import CLOUDS
 
 if TYPE_CHECKING:
     from preemptd.journal import Line
     from preemptd.targets.child import Helpers
     from preemptd.written import Written
 
-GRACE = {"ec2": 120.0, "gce": 30.0}
-"""Seconds that the platforms give."""
-_ENDPOINTS = {"ec2": "AWS_EC2_METADATA_SERVICE_ENDPOINT", "gce": "GCE_METADATA_HOST"}
 _ENVIRONMENT_KEYS = ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK")
 """Would have the provider not look at all; a rehearsal never leaves the machine."""
 
@@ -30,12 +28,12 @@ def rehearse(  # noqa: PLR0913, PLR0917 - a command's options
         list[str] | None, typer.Argument(metavar="-- COMMAND...", help="What to rehearse with.", show_default=False)
     ] = None,
     platform: Annotated[
-        str, typer.Option("--provider", metavar="ec2|gce", help="The platform whose notice is rehearsed.")
+        str, typer.Option("--provider", metavar="|".join(CLOUDS), help="The platform whose notice is rehearsed.")
     ] = "ec2",
     after: Annotated[float, typer.Option(metavar="S", help="Seconds from the start to the notice.")] = 5.0,
     grace: Annotated[
         float | None,
-        typer.Option(metavar="S", help="Seconds from the notice to the end. Default: 120 (ec2), 30 (gce)."),
+        typer.Option(metavar="S", help="Seconds from the notice to the end. Default: what the platform gives."),
     ] = None,
     checkpoint_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where the command writes checkpoints: shows what it saved.")
@@ -56,11 +54,11 @@ def rehearse(  # noqa: PLR0913, PLR0917 - a command's options
     flags = given({"checkpoint_dir": checkpoint_dir, "journal": journal, "signal": signal, "no_wandb": no_wandb})
     if not command:
         raise ConfigError("no command: preemptd rehearse [options] -- COMMAND...")
-    if platform not in GRACE:
-        raise ConfigError(f"--provider {platform!r} cannot be rehearsed; choose one of {', '.join(GRACE)}")
+    if platform not in CLOUDS:
+        raise ConfigError(f"--provider {platform!r} cannot be rehearsed; choose one of {', '.join(CLOUDS)}")
     if not (math.isfinite(after) and after >= 0):
         raise ConfigError(f"--after {after} is no time to wait: seconds, 0 or more")
-    seconds = GRACE[platform] if grace is None else grace
+    seconds = CLOUDS[platform].grace if grace is None else grace
     flags |= {"provider": (platform,), "grace": seconds, "when_pending": "start"}
     return _rehearse(tuple(command), platform, after, flags)
 
@@ -79,9 +77,9 @@ def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapp
     wishes = settings(flags, environ, None)
     grace = wishes.grace or 0.0
     with _server(helpers, platform, after, grace) as url:
-        endpoint = url if platform == "ec2" else url.removeprefix("http://")
+        cloud = CLOUDS[platform]
         platform_environ = {name: value for name, value in environ.items() if name not in _ENVIRONMENT_KEYS}
-        platform_environ[_ENDPOINTS[platform]] = endpoint
+        platform_environ[cloud.endpoint] = url if cloud.takes_url else url.removeprefix("http://")
         ended = run(Job(command, environ, wishes, helpers, platform_environ, Killing.AT_DEADLINE, (kept,)))
     rehearsal = Rehearsal(platform, grace, kept.lines, _written(wishes.checkpoint_dir, kept.lines))
     print(render(rehearsal), flush=True)

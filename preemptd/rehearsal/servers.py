@@ -1,6 +1,6 @@
-"""Metadata servers on loopback that speak like EC2's and GCE's, and announce an interruption when someone looks.
+"""Metadata servers on loopback that speak like the clouds' own, and announce an interruption when someone looks.
 
-``python -m preemptd.rehearsal.servers ec2|gce --after S --grace S [--revoke S]`` prints ``ready http://127.0.0.1:PORT``
+``python -m preemptd.rehearsal.servers CLOUD --after S --grace S [--revoke S]`` prints ``ready http://127.0.0.1:PORT``
 and then what happens: ``watched`` (the first good look at the signal), ``raised`` (S seconds later), ``revoked``,
 ``over`` (the grace has gone). It ends when its standard input does, so it never outlives who started it.
 """
@@ -15,7 +15,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from types import MappingProxyType
 
+from preemptd.rehearsal.other_clouds import AlibabaServer, AzureServer, BytePlusServer, TencentServer
 from preemptd.rehearsal.serving import Announcement, MetadataServer, Reply, Request
 
 INSTANCE = "/computeMetadata/v1/instance/"
@@ -156,15 +158,28 @@ class GceServer(MetadataServer):
         return Reply(status, body, {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM", **(headers or {})})
 
 
+SERVERS: Mapping[str, type[MetadataServer]] = MappingProxyType(
+    {
+        "ec2": Ec2Server,
+        "gce": GceServer,
+        "azure": AzureServer,
+        "alibaba": AlibabaServer,
+        "tencent": TencentServer,
+        "byteplus": BytePlusServer,
+    }
+)
+"""By the names of `clouds.CLOUDS`."""
+
+
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m preemptd.rehearsal.servers", description=__doc__)
-    parser.add_argument("cloud", choices=("ec2", "gce"))
+    parser.add_argument("cloud", choices=sorted(SERVERS))
     parser.add_argument("--after", type=float, default=5.0, help="seconds from the first look to the notice")
     parser.add_argument("--grace", type=float, default=30.0, help="seconds from the notice to the end")
     parser.add_argument("--revoke", type=float, default=None, help="seconds from the notice to its withdrawal")
     chosen = parser.parse_args(arguments)
     announcement = Announcement(chosen.after, chosen.grace, chosen.revoke, _say)
-    with Ec2Server(announcement) if chosen.cloud == "ec2" else GceServer(announcement) as server:
+    with SERVERS[chosen.cloud](announcement) as server:
         _say(f"ready {server.url}")
         with contextlib.suppress(KeyboardInterrupt):
             while os.read(sys.stdin.fileno(), 4096):

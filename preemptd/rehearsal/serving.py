@@ -14,6 +14,8 @@ from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 Server = TypeVar("Server", bound="MetadataServer")
+LONGEST_BODY = 64 * 1024
+"""Bytes of a request that are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     """Keys in lower case. A header that came twice is joined by a comma."""
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ class Announcement:
 
 
 class MetadataServer(socketserver.ThreadingMixIn, HTTPServer):
-    """What both clouds' servers share. Used as a context manager: serves in a thread of its own."""
+    """What all clouds' servers share. Used as a context manager: serves in a thread of its own."""
 
     daemon_threads = False  # so that server_close() waits for them
     allow_reuse_address = True
@@ -195,10 +198,14 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         headers = {name.lower(): ", ".join(self.headers.get_all(name, [])) for name in self.headers}
-        request = Request(self.command, parts.path, query, headers)
+        request = Request(self.command, parts.path, query, headers, self._body(headers))
         self.close_connection = self.close_connection or not self.server.keeps_connections
         with contextlib.suppress(ConnectionError):
             self.server.write(self.connection, request, self.server.answer(request))
+
+    def _body(self, headers: Mapping[str, str]) -> bytes:
+        length = headers.get("content-length", "")
+        return self.rfile.read(min(int(length), LONGEST_BODY)) if length.isascii() and length.isdigit() else b""
 
     do_PUT = do_HEAD = do_POST = do_DELETE = do_GET  # noqa: N815  # the names that http.server calls
 

@@ -111,7 +111,9 @@ class Client:
         """Where it asks, for people."""
         return self._home or " or ".join(self._bases)
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str], within: float) -> Answer:
+    def ask(
+        self, method: str, path: str, headers: Mapping[str, str], within: float, body: bytes | None = None
+    ) -> Answer:
         """Send a request and read the whole answer, all of it in *within* seconds.
 
         Raises ProviderError, and nothing else, when there is no answer: see its subclasses.
@@ -124,7 +126,7 @@ class Client:
             line, session = self._open()
         line.ends = ends
         try:
-            return self._ask_each(line, session, method, path, headers)
+            return self._ask_each(line, session, _Asked(method, path, headers, body))
         finally:
             with self._lock:
                 self._asking = False
@@ -148,7 +150,7 @@ class Client:
             self._session = Session(self._line)
         return self._line, self._session
 
-    def _ask_each(self, line: "Line", session: "Session", method: str, path: str, headers: Mapping[str, str]) -> Answer:
+    def _ask_each(self, line: "Line", session: "Session", asked: "_Asked") -> Answer:
         from preemptd_providers._session import CONNECT_SECONDS
 
         bases = [self._home] if self._home else list(self._bases)
@@ -157,7 +159,7 @@ class Client:
             share = (line.ends - time.monotonic()) / (len(bases) - number)
             line.connect_ends = time.monotonic() + min(CONNECT_SECONDS, share)
             try:
-                answer = _ask_one(line, session, method, base + path, headers)
+                answer = _ask_one(line, session, asked, base + asked.path)
             except NoConnectionError as problem:
                 problems.append(str(problem))
             else:
@@ -166,24 +168,35 @@ class Client:
         raise NoConnectionError("; ".join(problems))
 
 
-def _ask_one(line: "Line", session: "Session", method: str, url: str, headers: Mapping[str, str]) -> Answer:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes | None
+
+
+def _ask_one(line: "Line", session: "Session", asked: _Asked, url: str) -> Answer:
     from preemptd_providers._session import FAULTS
 
     made = line.made
     began = time.monotonic()
     while True:
         try:
-            return _exchange(session, method, url, headers, line.seconds_left())
+            return _exchange(session, asked, url, line.seconds_left())
         except FAULTS as problem:  # noqa: PERF203  # the loop is a second try
             session.close()
             was_kept, made = line.made == made, -1
             if not was_kept or time.monotonic() >= line.connect_ends:
-                raise _named(line, f"{method} {url}", problem, time.monotonic() - began) from None
+                raise _named(line, f"{asked.method} {url}", problem, time.monotonic() - began) from None
             # Once more: the server had closed the kept connection in the meantime, as it may, and that is no outage.
 
 
-def _exchange(session: "Session", method: str, url: str, headers: Mapping[str, str], left: float) -> Answer:
-    response = session.request(method, url, headers=dict(headers), timeout=left, stream=True, allow_redirects=False)
+def _exchange(session: "Session", asked: _Asked, url: str, left: float) -> Answer:
+    method, headers = asked.method, dict(asked.headers)
+    response = session.request(
+        method, url, headers=headers, data=asked.body, timeout=left, stream=True, allow_redirects=False
+    )
     try:
         body = _body(response)
     except BaseException:
