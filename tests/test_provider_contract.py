@@ -53,7 +53,7 @@ provider = load(installed(), [sys.argv[1]]).providers[sys.argv[1]]
 seen = []
 forbidden = ("socket.", "subprocess.", "os.fork")
 sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(forbidden) else None)
-provider(provider.options_type(), Surroundings({}))
+provider(provider.options_type.model_validate(json.loads(sys.argv[2])), Surroundings({}))
 print(json.dumps({"seen": seen, "threads": threading.active_count()}))
 """
 
@@ -61,7 +61,19 @@ print(json.dumps({"seen": seen, "threads": threading.active_count()}))
 def endpoints(address: tuple[str, int]) -> Mapping[str, str]:
     """Lead every provider whose platform has a variable for it to *address*."""
     host = "{}:{}".format(*address)
-    return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{host}/", "GCE_METADATA_HOST": host, "GCE_METADATA_IP": host}
+    ours = {f"PREEMPTD_{cloud}_ENDPOINT": f"http://{host}" for cloud in ("ALIBABA", "AZURE", "BYTEPLUS", "TENCENT")}
+    return {
+        "AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://{host}/",
+        "GCE_METADATA_HOST": host,
+        "GCE_METADATA_IP": host,
+        **ours,
+    }
+
+
+def needed(kind: type[Provider], url: str = "http://127.0.0.1:9/") -> Mapping[str, object]:
+    """Return the options of those that mean nothing without."""
+    page = {"url": url, "notice": "yes", "clear": "no", "within": 60}
+    return {"exec": {"command": "exec sleep 600"}, "http": page}.get(kind.name, {})
 
 
 PATIENT = {"AWS_METADATA_SERVICE_TIMEOUT": "60", "GCE_METADATA_TIMEOUT": "60"}
@@ -74,7 +86,12 @@ def kind(request: pytest.FixtureRequest) -> type[Provider]:
 
 
 def provider_in(kind: type[Provider], surroundings: Surroundings) -> Provider:
-    return kind(kind.options_type(), surroundings)
+    led = surroundings.environ.get("PREEMPTD_AZURE_ENDPOINT", "")
+    return kind(kind.options_type.model_validate(needed(kind, led) if is_url(led) else needed(kind)), surroundings)
+
+
+def is_url(text: str) -> bool:
+    return text.startswith("http://127.0.0.1:")
 
 
 @pytest.fixture
@@ -116,7 +133,7 @@ def test_detection_takes_any_machine(kind: type[Provider], surroundings: Surroun
 
 
 def test_its_constructor_uses_no_network_no_process_and_no_thread(kind: type[Provider]) -> None:
-    command = [sys.executable, "-c", CONSTRUCT, kind.name]
+    command = [sys.executable, "-c", CONSTRUCT, kind.name, json.dumps(needed(kind))]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
 

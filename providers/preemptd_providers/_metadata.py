@@ -209,6 +209,9 @@ def _body(response: "requests.Response") -> bytes:
     body: bytes = response.raw.read(BODY_LIMIT + 1, decode_content=False)
     if len(body) > BODY_LIMIT:
         raise _BodyTooLargeError
+    announced = response.headers.get("Content-Length", "")
+    if announced.isascii() and announced.isdigit() and len(body) < int(announced):
+        raise ConnectionError("the answer broke off")
     return body
 
 
