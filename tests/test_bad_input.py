@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
         (["status", "--link", "x" * 200], "no preemptd answers at xxx"),
         (["providers", "--nonsense"], "No such option: --nonsense"),
         (["rehearse"], "no command: preemptd rehearse"),
-        (["rehearse", "--provider", "azure", "--", "touch", "ran"], "'azure' cannot be rehearsed"),
+        (["rehearse", "--provider", "oracle", "--", "touch", "ran"], "'oracle' cannot be rehearsed"),
         (["rehearse", "--after", "-1", "--", "touch", "ran"], "--after -1.0"),
         (["rehearse", "--after", "nan", "--", "touch", "ran"], "--after nan"),
         (["rehearse", "--grace", "nan", "--", "touch", "ran"], "grace = nan"),
