@@ -72,8 +72,8 @@ def endpoints(address: tuple[str, int]) -> Mapping[str, str]:
 
 def needed(kind: type[Provider], url: str = "http://127.0.0.1:9/") -> Mapping[str, object]:
     """Return the options of those that mean nothing without."""
-    page = {"url": url, "notice": "yes", "clear": "no", "within": 60}
-    return {"exec": {"command": "exec sleep 600"}, "http": page}.get(kind.name, {})
+    page: Mapping[str, object] = {"url": url, "notice": "yes", "clear": "no", "within": 60}
+    return page if kind.name == "http" else {"command": "exec sleep 600"} if kind.name == "exec" else {}
 
 
 PATIENT = {"AWS_METADATA_SERVICE_TIMEOUT": "60", "GCE_METADATA_TIMEOUT": "60"}

@@ -176,7 +176,7 @@ def test_a_node_that_comes_back_finds_nothing_of_the_copy_and_runs_the_job_again
     cluster.kill_slurmd("n1")
     job.until(lambda: job.restarts == 1, 150, "the node is given up")
     job.until(lambda: not stepds(cluster), 200, "the job's script and our step have gone from the node")
-    cluster.scontrol("hold", job.id)  # slurmctld still owes the dead slurmd a kill of the job, whatever attempt it finds
+    cluster.scontrol("hold", job.id)  # slurmctld still owes the dead slurmd a kill of the job, of any attempt
     cluster.start_slurmd("n1")
     cluster.wait_nodes("idle", "n1")
     job.until(lambda: cluster.rpcs_owed() == 0, 100, "slurmctld has said all to the slurmd that came back")
