@@ -1,20 +1,16 @@
 """The open notices and the time that is left: when an escalation begins, what is due, when it is over."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from preemptd.escalation import NOTIFIED, Escalation, Timing, Verdict, acts_at, deadline_of, judge, notified
-from preemptd.events import LinkAsked, NoticeRevoked, RunEnded, RunMarked, SignalArrived
-from preemptd.notices import Level, Meaning, Notice
+from preemptd.events import NoticeRevoked, RunEnded, RunMarked
+from preemptd.notices import AFTER_REVOCATION, Level, Meaning, Notice
 from preemptd.parts import Parts, Timers
-from preemptd.settling import AFTER_REVOCATION
-from preemptd.supervision import STOPS
+from preemptd.subscribers import Advice
 from preemptd.telling import Telling
-
-HELD_FOR = 60.0
-"""Seconds past the deadline for which our exit is held back: platforms are late, but not for ever."""
 
 EXPIRES_AFTER = 10.0
 """Seconds past its deadline after which a notice that came over the link counts no more: nobody takes it back."""
@@ -34,7 +30,7 @@ class Escalating:
         self._telling = telling
         self._count = 0
         self._revoked_at = float("-inf")
-        self._advice: dict[str, Callable[[], None]] = {}
+        self._advice = Advice(parts.link, timers)
         self._holding = True
         self.current: Escalation | None = None
         self._without_escalation = Meaning.PREEMPTED
@@ -55,11 +51,9 @@ class Escalating:
             return
         why = "its deadline is long past" if verdict is Verdict.STALE else "it only advises"
         self._write("advice" if verdict is Verdict.ADVISE else "notice", notice, acted=False, why=why)
-        at = acts_at(notice, self._timing, self._timers.now())
-        if verdict is Verdict.ADVISE and at is not None:
-            self._drop_advice(notice.event_id)
-            self._advice[notice.event_id] = partial(self._act, replace(notice, level=Level.ACT))
-            self._timers.at(at, self._advice[notice.event_id])
+        if verdict is Verdict.ADVISE:
+            at = acts_at(notice, self._timing, self._timers.now())
+            self._advice.give(notice, at, partial(self._act, replace(notice, level=Level.ACT)))
 
     def asked(self, fields: Mapping[str, object]) -> None:
         """Take a notice that came over the link: more of the one that is open, or another event."""
@@ -85,7 +79,7 @@ class Escalating:
 
     def revoke(self, event: NoticeRevoked) -> None:
         """Drop a notice that the platform took back; with the last one the escalation is over."""
-        self._drop_advice(event.event_id)
+        self._advice.drop(event.event_id)
         if self._without_escalation is Meaning.STOPPED:
             self._without_escalation = Meaning.PREEMPTED
         self._parts.journal.write("revoked", provider=event.provider, event_id=event.event_id)
@@ -151,7 +145,6 @@ class Escalating:
             self._telling.begin(self.current)
 
     def _act(self, notice: Notice) -> None:
-        self._drop_advice(notice.event_id)
         if self.current is None:
             self._count += 1
             self.current = Escalation.open(self._count, notice, self._timing)
@@ -160,7 +153,9 @@ class Escalating:
             self._progress()
         else:
             self.current = self.current.joined(notice, self._timers.now())
-            self._telling.update(self.current)
+            if not self._holding:
+                self._telling.update(self.current)
+        self._advice.became(notice, self.current)
         self._parts.nodes.inform(self.current)
         self._plan()
         self._plan_end(notice)
@@ -177,10 +172,6 @@ class Escalating:
         if not self._holding:
             self._parts.journal.warn("the command still runs, and is about to be killed: it is not waited for")
         self._out_of_time = True
-
-    def _drop_advice(self, event_id: str) -> None:
-        if (act := self._advice.pop(event_id, None)) is not None:
-            self._timers.cancel(act)
 
     def _write(self, event: str, notice: Notice, *, acted: bool, why: str) -> None:
         self._parts.journal.write(
@@ -247,23 +238,9 @@ class Escalating:
             ms=round((event.mono - (self.current.began if self.current else event.mono)) * 1000, 1),
         )
 
-    def hold(self, why: str, answer: Callable[[LinkAsked], None]) -> None:
-        """Wait, with the command gone, until no notice is open, the machine should be gone, or a stop signal comes.
-
-        Args:
-            why: for people: what our exit would start.
-            answer: called for each question over the link.
-        """
-        if self.current is not None:
-            self._parts.journal.warn(why)
-        while self.current is not None:
-            event = self._parts.inbox.get(max(0.0, self.current.deadline + HELD_FOR - self._timers.now()))
-            if event is None or (isinstance(event, SignalArrived) and event.signum in STOPS):
-                return
-            if isinstance(event, NoticeRevoked):
-                self.revoke(event)
-            elif isinstance(event, LinkAsked):
-                answer(event)
+    def rest(self) -> None:
+        """Tell nobody from now on: the command has ended."""
+        self._holding = True
 
     # -- what others ask -----------------------------------------------------------------------------------------
 

@@ -1,13 +1,13 @@
 """Who listens on the link: trainers that are told by message, and preemptds inside this one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from preemptd.config import Settings
 from preemptd.escalation import Escalation, deadline_of
 from preemptd.events import LinkJoined, LinkLeft
 from preemptd.model import Process, ProcessId
-from preemptd.notices import Meaning, Notice
-from preemptd.parts import Link, Message, Nodes
+from preemptd.notices import Kind, Level, Meaning, Notice
+from preemptd.parts import Link, Message, Nodes, Timers
 from preemptd.targets.roll import Roll
 from preemptd.targets.selection import LINK, Choice
 
@@ -20,15 +20,52 @@ def notice_message(notice: Notice, escalation: Escalation, now: float, wandb: Me
 
     *wandb* is what a trainer shall do about its own W&B runs; None: nothing.
     """
+    remaining = deadline_of(notice, escalation.timing) - now
+    # ACT also where it is an advice whose time had come when it was first seen.
+    return _message_of(notice, Level.ACT, remaining, wandb)
+
+
+def _message_of(notice: Notice, level: Level, remaining: float | None, wandb: Message | None) -> Message:
     return {
         "type": "notice",
         "event_id": notice.event_id,
         "kind": str(notice.kind),
-        "level": str(notice.level),
+        "level": str(level),
         "source": notice.source,
-        "remaining": round(deadline_of(notice, escalation.timing) - now, 3),
+        "remaining": None if remaining is None else round(remaining, 3),
         "wandb": wandb,
     }
+
+
+class Advice:
+    """What may come: who listens may ask for it, nobody is to act. Each may become a notice when its time has come."""
+
+    def __init__(self, link: Link, timers: Timers) -> None:
+        self._link = link
+        self._timers = timers
+        self._acts: dict[str, Callable[[], None]] = {}
+
+    def give(self, notice: Notice, at: float | None, act: Callable[[], None]) -> None:
+        """Let everybody know, and call *act* at the monotonic time *at*; None: it stays advice."""
+        self.drop(notice.event_id)
+        self._acts[notice.event_id] = act
+        if at is not None:
+            self._timers.at(at, act)
+        remaining = None if notice.remaining is None else notice.observed + notice.remaining - self._timers.now()
+        if notice.kind is not Kind.CANCELLED:  # nobody is to know of that one: the job ends as somebody wants it to
+            self._link.announce(_message_of(notice, Level.ADVISE, remaining, None))
+
+    def drop(self, event_id: str) -> bool:
+        """Forget it; whoever listens is told by what has come of it. False: it was none."""
+        act = self._acts.pop(event_id, None)
+        if act is not None:
+            self._timers.cancel(act)
+        return act is not None
+
+    def became(self, notice: Notice, escalation: Escalation) -> None:
+        """Take it back if it is a notice by now that is not the one to be named: nobody hears of that one."""
+        if self.drop(notice.event_id) and escalation.first.event_id != notice.event_id:
+            self._link.announce({"type": "revoked", "event_id": notice.event_id})
 
 
 class Subscribers:

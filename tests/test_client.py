@@ -60,13 +60,14 @@ print([name for name in ("pydantic", "requests", "psutil", "typer") if name in s
     assert done.stdout.strip() == "[]"
 
 
-def test_without_a_daemon_every_call_is_a_silent_no_op() -> None:
+def test_without_a_daemon_and_a_signal_every_call_answers_that_nothing_is_announced() -> None:
     done = run("""
 import sys, threading, preemptd as p
-print(p.should_preempt(), p.notice(), p.time_left(), p.saving(), p.saved(1, "x"), p.saved(), p.done())
+print(p.should_preempt(), p.notice(), p.time_left(), p.advice(), p.saving(), p.saved(1, "x"), p.saved(), p.done())
+with p.defer(): p.on_notice(print)()
 print(threading.active_count(), "socket" in sys.modules, "json" in sys.modules)""")
 
-    assert done.stdout.splitlines() == ["False None None None None None None", "1 False False"]
+    assert done.stdout.splitlines() == ["False None None None None None None None", "1 False False"]
     assert done.stderr == ""
 
 
@@ -425,4 +426,7 @@ preemptd.should_preempt(); print(preemptd.time_left(), flush=True)"""
 def test_it_names_what_it_offers() -> None:
     done = run("import preemptd; print(preemptd.__version__, *preemptd.__all__)")
 
-    assert done.stdout.split() == ["0.1.0", "done", "notice", "saved", "saving", "should_preempt", "time_left"]
+    assert done.stdout.split() == [
+        *("0.1.0", "advice", "defer", "done", "notice", "notify", "on_notice", "saved", "saving"),
+        *("should_preempt", "time_left"),
+    ]

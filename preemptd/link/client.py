@@ -1,42 +1,31 @@
 """The trainer's end of the link: what is announced, and what we have done about it; standard library only."""
 
-import math
+import contextlib
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
-from preemptd.link.own_runs import OwnRuns, Wish, wish_of
+from preemptd.link.announced import Announced
+from preemptd.link.open_notice import OpenNotice
+from preemptd.link.own_runs import wish_of
 from preemptd.link.subscription import Subscription
 
+__all__ = ["Client", "LookingClient", "OpenNotice", "started"]
 
-class OpenNotice(NamedTuple):
-    """A platform's announcement that this machine or job will be taken away."""
-
-    event_id: str
-    kind: str
-    """``preempt``, ``terminate``, ``stop``, ``hibernate`` or ``maintenance``."""
-    source: str
-    """Where preemptd read it: ``spot/instance-action``."""
-    deadline: float | None
-    """In seconds of time.monotonic(); None: nobody knows."""
-
-    @property
-    def time_left(self) -> float | None:
-        """Seconds from now to the deadline, 0.0 after it; None: nobody knows."""
-        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+ANSWERED_WITHIN = 1.0
+"""Seconds that `notify` waits for the daemon's word."""
 
 
-class Client:
-    """One process's subscription. Nothing here raises, and only `start` waits (a second at most)."""
+class Client(Announced):
+    """One process's subscription. Nothing here raises; `start` and `notify` wait, a second at most."""
 
     def __init__(self, path: str) -> None:
-        self.told = False
-        """True while a notice is open that is to be acted on."""
-        self._open: Mapping[str, OpenNotice] = {}
+        super().__init__()
         self._same_clock = False
-        self._wish: Wish | None = None
-        self._runs = OwnRuns()
+        self._asked: deque[_Question] = deque()
         self._subscription = Subscription(path, os.getpid(), "trainer", self._hear)
 
     def start(self) -> bool:
@@ -44,14 +33,6 @@ class Client:
         self._subscription.connect()
         self._subscription.start()
         return self._subscription.listens
-
-    def notice(self) -> OpenNotice | None:
-        """Return the open notice with the earliest deadline."""
-        return min(self._open.values(), key=_deadline, default=None)
-
-    def time_left(self) -> float | None:
-        notice = self.notice()
-        return notice and notice.time_left
 
     def saving(self) -> None:
         self._subscription.say("saving")
@@ -64,11 +45,40 @@ class Client:
         self._runs.done = True
         self._subscription.say("done")
 
+    def notify(self, deadline_s: float | None, reason: str) -> bool:
+        """Ask the daemon, and if it does not take it, tell this process alone: the notice is true all the same."""
+        if self._ask_daemon(deadline_s, reason):
+            return True
+        self._notify_self(deadline_s, reason)
+        return False
+
     def close(self) -> None:
         self._subscription.close()
 
     def forget(self) -> None:
+        super().forget()
         self._subscription.forget()
+
+    def _ask_daemon(self, deadline_s: float | None, reason: str) -> bool:
+        if not self._subscription.registered:
+            return False
+        question = _Question()
+        self._asked.append(question)
+        fields = {} if deadline_s is None else {"deadline_s": deadline_s}
+        self._subscription.say("notify", reason=reason, **fields)
+        end = time.monotonic() + ANSWERED_WITHIN
+        while not question.answered.is_set() and time.monotonic() < end:
+            if self._subscription.listens:
+                question.answered.wait(ANSWERED_WITHIN)
+            else:
+                self._subscription.look(ANSWERED_WITHIN)
+        return question.taken
+
+    def _answer(self, *, taken: bool) -> None:
+        with contextlib.suppress(IndexError):  # it answers what somebody else has asked on this connection
+            question = self._asked.popleft()
+            question.taken = taken
+            question.answered.set()
 
     def _hear(self, message: Mapping[str, object]) -> None:
         kind, event_id = message.get("type"), str(message.get("event_id", ""))
@@ -76,22 +86,25 @@ class Client:
             mono = message.get("mono")
             # Between our question and now by our own clock: no time namespace lies between the daemon and us.
             self._same_clock = _is_number(mono) and self._subscription.asked_at <= mono <= time.monotonic()
+            self._advice = {}  # what was announced to us still holds, what was only advised may be over
+            self._asked.clear()
             notices = message.get("notices")
             for notice in notices if isinstance(notices, list) else ():
                 if isinstance(notice, dict):
                     self._hear({**notice, "type": "notice"})
         elif kind == "notice" and message.get("level") == "act" and event_id:
             self._wish = wish_of(message)
-            self._keep({**self._open, event_id: self._read(event_id, message)})
+            self._keep(self._read(event_id, message))
+            self._settle()
             # Also for one that we know already: after a restart the daemon wants to know that we listen.
             self._subscription.say("seen", event_id=event_id)
+        elif kind == "notice" and message.get("level") == "advise" and event_id:
+            self._advise(self._read(event_id, message))
         elif kind == "revoked":
-            self._keep({known: notice for known, notice in self._open.items() if known != event_id})
-
-    def _keep(self, notices: Mapping[str, OpenNotice]) -> None:
-        self._open = notices
-        self._runs.follow(self._wish if notices else None)
-        self.told = bool(notices)
+            self._drop(event_id)
+            self._settle()
+        elif kind == "status" or (kind == "error" and str(message.get("text")).startswith("notify")):
+            self._answer(taken=kind == "status")
 
     def _read(self, event_id: str, message: Mapping[str, object]) -> OpenNotice:
         mono, remaining = message.get("mono"), message.get("remaining")
@@ -121,6 +134,10 @@ class LookingClient(Client):
         self._subscription.look()
         return super().notice()
 
+    def advice(self) -> OpenNotice | None:
+        self._subscription.look()
+        return super().advice()
+
 
 def started(path: str) -> Client:
     client = Client(path)
@@ -132,8 +149,12 @@ def started(path: str) -> Client:
     return client
 
 
-def _deadline(notice: OpenNotice) -> float:
-    return math.inf if notice.deadline is None else notice.deadline
+class _Question:
+    """A `notify` that waits for the daemon's answer."""
+
+    def __init__(self) -> None:
+        self.answered = threading.Event()
+        self.taken = False
 
 
 def _is_number(value: object) -> TypeGuard[float]:

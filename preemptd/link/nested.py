@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 from preemptd.link.peer import credentials, is_ancestor
 from preemptd.link.subscription import Subscription
+from preemptd.notices import AFTER_REVOCATION
 
-AFTER_REVOCATION = 60.0
-"""Seconds after which a revoked notice no longer explains the command's end."""
 ON_ITS_WAY = 0.1
 """Seconds that news of the telling may need: the process told may end before they are here."""
 

@@ -75,12 +75,12 @@ class Subscription:
         """Whether there is a thread that hears what comes; else it has to be asked for by `look`."""
         return self._thread is not None
 
-    def look(self) -> None:
-        """Take what has come where there is no thread, if none can be had now either."""
+    def look(self, patience: float = 0.0) -> None:
+        """Take what has come, or comes in *patience* seconds, where there is no thread and none can be had."""
         if not self.listens:
             self.start()
         if not self.listens:
-            self._listen(0.0)
+            self._listen(patience)
 
     def say(self, verb: str, **fields: object) -> None:
         """Send, or keep for the next connection, one message. Takes a few milliseconds at most, whatever happens."""

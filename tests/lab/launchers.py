@@ -193,6 +193,10 @@ class Job(Watch):
         lines = self.lines(event) or self.said(event)
         return Counter(int(str(line["pid"])) for line in lines)
 
+    def acknowledgements(self, verb: str) -> Counter[int]:
+        """Count what each process has said to preemptd."""
+        return Counter(int(str(line["pid"])) for line in self.lines(verb))
+
     def mono(self, line: Mapping[str, object]) -> float:
         return float(str(line["mono"]))
 
@@ -264,6 +268,8 @@ def check(launcher: Launcher, listener: str, found: Found) -> None:
     assert {line["how"] for line in job.lines("told")} == {listener}, context
     assert job.pids("heard" if listener == "link" else "signal") == once, context
     assert {str(line["name"]) for line in job.said("signal")} == ({f"SIG{listener}"} - {"SIGlink"}), context
+    for acknowledged in ("seen", "saving", "saved"):
+        assert job.acknowledgements(acknowledged) == (once if listener == "link" else {}), context
     assert not job.lines("escalated"), context
     # No launcher, shell or helper was hit: all were there to the last, and their status is that of an undisturbed end.
     assert not found.lost, found.lost
