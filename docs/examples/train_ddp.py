@@ -1,17 +1,19 @@
 """The same for several processes: torchrun --nproc-per-node 2 docs/examples/train_ddp.py
 
-Each rank may be told at another moment. They agree on the step by an all-reduce of the flag, so that all of them leave
-the loop together; rank 0 saves. Nothing here knows of preemptd.
+Each rank may be told at another moment, or only one of them. agree() makes all of them leave the loop after the same
+step; rank 0 saves. With preemptd around, its link tells the ranks; without it, SIGUSR1 or SIGTERM to one of them does.
 """
 
 import argparse
 import os
-import signal
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
+import preemptd
+from preemptd.integrations.torch import agree
 
 try:
     import wandb
@@ -19,9 +21,8 @@ except ImportError:
     wandb = None
 
 
-def save(directory, step, model, optimizer, run_id):
+def save(path, step, model, optimizer, run_id):
     """Whole or not at all: another name first, on the disk, then the real name."""
-    path = directory / f"step-{step:08d}.pt"
     with path.with_suffix(".tmp").open("wb") as file:
         torch.save(
             {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "run": run_id}, file
@@ -37,9 +38,6 @@ def main():
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     parser.add_argument("--steps", type=int, default=30_000)
     args = parser.parse_args()
-
-    told = []
-    signal.signal(signal.SIGUSR1, lambda *_: told.append(True))  # a handler only takes note: the loop looks at it
 
     dist.init_process_group("gloo")
     first = dist.get_rank() == 0
@@ -61,8 +59,8 @@ def main():
             print(f"resumed from {newest}", flush=True)
     run = wandb.init(project="preemptd-example", id=run_id, resume="allow") if wandb and first else None
 
-    stop = torch.zeros(1)
-    while step < args.steps and not stop.item():
+    stop = False
+    while step < args.steps and not stop:
         points = torch.rand(64, 2) * 2 - 1
         labels = (points.square().sum(1, keepdim=True) < 0.5).float()
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(points), labels)
@@ -74,14 +72,18 @@ def main():
             run.log({"loss": loss.item()}, step=step)
         if first and step % 500 == 0:
             print(f"step {step} loss {loss.item():.3f}", flush=True)
-        stop.fill_(float(bool(told)))
-        dist.all_reduce(stop, dist.ReduceOp.MAX)  # every rank sees the same answer after the same step
+        stop = agree()  # the same answer on every rank after the same step
 
+    path = args.checkpoints / f"step-{step:08d}.pt"
     if first:
-        save(args.checkpoints, step, model, optimizer, run.id if run else None)
+        preemptd.saving()
+        save(path, step, model, optimizer, run.id if run else None)
         if run:
-            run.finish(exit_code=75 if stop.item() else 0)  # not 0: W&B gives a run back to its sweep only then
+            run.finish(exit_code=0 if step == args.steps else 75)  # W&B gives a run back to its sweep for 75 alone
     dist.barrier()  # nobody leaves before the checkpoint is whole
+    preemptd.saved(step, path)
+    if step == args.steps:
+        preemptd.done()  # told or not: there is nothing left to resume
     dist.destroy_process_group()
     # Exit 0 all the same: torchrun --max-restarts would start failed ranks again, on a machine that is going away.
 
