@@ -1,27 +1,20 @@
 """`preemptd watch --loop`: runs the command again and again, one W&B agent after the other, until its sweep ends."""
 
 import os
-import signal
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from glob import escape, glob
 
 from preemptd.cli.compose import run
 from preemptd.cli.jobs import Ended, Job
-from preemptd.journal import Journal, Log
+from preemptd.cli.restarting import allowing_restarts
+from preemptd.cli.rounds import be_alone, pause_after, stops_noted, wait
+from preemptd.journal import Journal
 from preemptd.journal_file import JournalFile
-from preemptd.supervision import FORWARDED, STOPS, signals_to_catch
+from preemptd.log import Log
 
-FIRST_PAUSE = 1.0
-"""Seconds after a command that failed; twice as long after each that follows it."""
-LONGEST_PAUSE = 300.0
 FAILURES = 20
 """So many in a row without a run: the command's status is ours."""
-LONE_WITHIN = 5.0
-"""Seconds that threads of a round have to end before the next one is forked."""
-LOOK_EVERY = 0.1
 
 Runs = Mapping[str, tuple[int, int]]
 
@@ -45,7 +38,7 @@ def after(status: int, took: bool, failures: int) -> Next:
     failures = 0 if took else failures + 1
     if failures >= FAILURES:
         return Next(failures, None, f"the command failed {FAILURES} times in a row without taking a run: giving up")
-    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** max(0, failures - 1))
+    pause = pause_after(failures)
     return Next(failures, pause, f"the command failed with status {status}: again in {pause:.0f} s")
 
 
@@ -55,24 +48,26 @@ def run_rounds(job: Job) -> Ended:
     Raises:
         PreemptdError: nothing was started, or the command cannot be executed.
     """
-    failures = 0
+    failures, job = 0, allowing_restarts(job)
     directory = job.environ.get("WANDB_DIR") or os.getcwd()
-    with _stops_noted() as stops:
+    with stops_noted() as stops:
         while True:
             before = _taken(directory)
             ended = run(job)
-            if stops or not ended.by_itself or ended.interrupted:
-                return ended
-            following = after(ended.status, _taken(directory) != before, failures)
-            if following.why:
-                _say(job, following.why)
-            if following.pause is None:
-                return ended
-            _wait(following.pause, stops)
+            if ended.again is None:
+                if stops or not ended.by_itself or ended.interrupted:
+                    return ended
+                following = after(ended.status, _taken(directory) != before, failures)
+                if following.why:
+                    _say(job, following.why)
+                if following.pause is None:
+                    return ended
+                wait(following.pause, stops)
+                failures = following.failures
             if stops:
                 return replace(ended, status=128 + stops[0])
-            _be_alone()
-            job, failures = replace(job, attempt=ended.attempt), following.failures
+            be_alone()
+            job = replace(job, attempt=ended.attempt, restarts=ended.again or job.restarts)
 
 
 def _taken(directory: str) -> Runs:
@@ -85,40 +80,6 @@ def _taken(directory: str) -> Runs:
             continue
         found[path] = (about.st_mtime_ns, about.st_ino)
     return found
-
-
-def _wait(seconds: float, stops: Sequence[int]) -> None:
-    end = time.monotonic() + seconds
-    while not stops and (left := end - time.monotonic()) > 0:
-        time.sleep(min(LOOK_EVERY, left))
-
-
-def _be_alone() -> None:
-    """Wait until only this thread is left: a fork copies no other, but the locks that they hold.
-
-    One that does not end hangs at a server or at a disk, in the kernel, and holds none.
-    """
-    end = time.monotonic() + LONE_WITHIN
-    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
-        time.sleep(0.01)
-
-
-@contextmanager
-def _stops_noted() -> Iterator[list[int]]:
-    """Collect the stop signals that come between two rounds; the other signals mean nothing then, and do not kill."""
-    stops: list[int] = []
-
-    def note(signum: int, _frame: object) -> None:
-        if signum in STOPS:
-            stops.append(signum)
-
-    noted = (signals_to_catch() & FORWARDED) - {signal.SIGTSTP, signal.SIGWINCH}
-    before = {signum: signal.signal(signum, note) for signum in noted}
-    try:
-        yield stops
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 def _say(job: Job, text: str) -> None:

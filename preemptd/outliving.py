@@ -1,0 +1,126 @@
+"""When the command has ended for a notice: waits until that is taken back, or the machine has outlived it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from signal import Signals
+
+from preemptd.answering import Answering
+from preemptd.escalating import EXPIRES_AFTER, Escalating
+from preemptd.escalation import NOTIFIED, Escalation, deadline_of
+from preemptd.events import Event, LinkAsked, NoticeArrived, NoticeRevoked, SignalArrived, WatchChanged
+from preemptd.notices import Meaning, Notice
+from preemptd.parts import Parts, Supervised
+from preemptd.supervision import STOPS
+from preemptd.targets.terminal import can_be_resumed, stop_own_group
+from preemptd.watching import Watching
+
+OUTLIVED_AFTER = 60.0
+"""Seconds past its deadline after which a machine that is still here has outlived a notice: platforms are late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Safe:
+    """The command may be started again."""
+
+    why: str
+    outlived: frozenset[str]
+    """Events that the platform still announces, and that did not come."""
+
+
+class Outliving:
+    """Takes what comes in after the loop has ended: the watches go on, and nobody is left to be told."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        clock: Callable[[], float],
+        supervision: Supervised,
+        watching: Watching,
+        escalating: Escalating,
+        answering: Answering,
+    ) -> None:
+        self._parts = parts
+        self._now = clock
+        self._supervision = supervision
+        self._watching = watching
+        self._escalating = escalating
+        self._answering = answering
+        self.stop: Signals | None = None
+        """The stop signal that has ended the waiting."""
+
+    def hold(self, why: str) -> None:
+        """Wait until no notice is open, the machine should be gone, or a stop signal comes; *why*: for people."""
+        self._escalating.rest()
+        if self._escalating.current is not None:
+            self._parts.journal.warn(why)
+        while (escalation := self._escalating.current) is not None and self._take_until(outlived_at(escalation)):
+            pass
+        self._answering.end()
+
+    def wait(self, pause: float, why: str) -> Safe | None:
+        """Wait as `hold` does, and *pause* seconds in any case; None: there was a stop signal, or the job goes."""
+        self._escalating.rest()
+        self._answering.waiting = why
+        earliest = self._now() + pause
+        while not self.is_final and self._take_until(max(earliest, outlived_at(self._escalating.current))):
+            pass
+        self._answering.waiting = ""
+        self._answering.end()
+        if self.stop is not None or self.is_final:
+            return None
+        escalation = self._escalating.current
+        if escalation is None:
+            return Safe("the notice was taken back", self._watching.outlived)
+        return Safe("the machine has outlived the notice", self._watching.outlived | frozenset(escalation.event_ids))
+
+    @property
+    def is_final(self) -> bool:
+        """A notice tells for certain that the job ends here."""
+        return self._escalating.meaning is not Meaning.PREEMPTED or self._escalating.is_irrevocable
+
+    def _take_until(self, end: float) -> bool:
+        """Take one event, or wait for a moment; False: *end* has come, or a stop signal."""
+        left = end - self._now()
+        if left <= 0 or self.stop is not None:
+            return False
+        interval = self._parts.pulse.interval
+        event = self._parts.inbox.get(left if interval is None else min(left, interval))
+        self._answering.beat()
+        if event is not None:
+            self._handle(event)
+        return True
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case SignalArrived():
+                self._signal(event.signum)
+            case NoticeArrived():
+                if self._watching.arrived(event):
+                    self._escalating.notice(event.notice)
+            case NoticeRevoked():
+                self._watching.revoked(event.event_id)
+                self._escalating.revoke(event)
+            case WatchChanged():
+                self._watching.changed(event)
+            case LinkAsked():
+                self._answering.take(event, at_once=True)
+
+    def _signal(self, signum: Signals) -> None:
+        if signum in STOPS:
+            self.stop = signum
+        elif signum is Signals.SIGCHLD:
+            self._supervision.children()
+        elif signum is Signals.SIGTSTP and can_be_resumed():
+            stop_own_group(signum)
+
+
+def outlived_at(escalation: Escalation | None) -> float:
+    """Compute the monotonic time at which all that is announced did not come; in the past: nothing is."""
+    if escalation is None:
+        return float("-inf")
+    return max(deadline_of(notice, escalation.timing) + _margin(notice) for notice in escalation.notices)
+
+
+def _margin(notice: Notice) -> float:
+    """Return for how long *notice* counts past its deadline; one that came over the link nobody takes back."""
+    return EXPIRES_AFTER if notice.provider == NOTIFIED else OUTLIVED_AFTER
