@@ -42,8 +42,6 @@ class Fleet:
         self.id = own if own is not None else ProcessId(os.getpid(), 0)
         self.started = False
         self.held = False
-        self.reloads = False
-        """The loop ended because there is a new configuration."""
         self._helpers = helpers
         self._targets = targets
         self._say_started = started
@@ -64,8 +62,7 @@ class Fleet:
         if event.signum is Signals.SIGCHLD:
             return self.children()
         if event.signum is Signals.SIGHUP:
-            self.reloads = self._reload()
-            return Outcome(0) if self.reloads else None
+            return Outcome(0) if self._reload() else None
         return Outcome(0) if event.signum in STOPS else None
 
     def keep(self, signum: Signals) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 class JournalFile:
     """A file that cannot be written is complained of once. Each line tries anew: there may be room again.
 
-    Where the file was renamed or deleted, as logrotate does, the next line makes it anew at its path.
+    It is opened when the first line comes: on a disk that hangs even that may never return. Where it was renamed or
+    deleted, as logrotate does, the next line makes it anew at its path.
     """
 
     def __init__(self, path: str, complain: Callable[[str], None]) -> None:
@@ -22,10 +23,6 @@ class JournalFile:
         """The file ends in the middle of a line: the disk became full there."""
         self._missing = 0
         """Lines that are lost since the last that was written."""
-        try:
-            self._open()
-        except OSError as error:
-            self._failed("opened", error)
 
     def write(self, line: Mapping[str, object]) -> None:
         if line["event"] == "progress":

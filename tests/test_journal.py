@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from preemptd.journal import Journal, Line, Log, printable, say
+from preemptd.journal import Journal, Line
 from preemptd.journal_file import JournalFile, Lines
+from preemptd.log import Log, printable, say
 from tests.waiting import wait_until
 
 NOTICE = {
@@ -261,6 +262,8 @@ def test_progress_goes_to_no_pipe(pipe: tuple[int, int], form: str) -> None:
         ),
         ({**NOTICE, "kind": "cancelled", "meaning": "stopped"}, "NOTICE from ec2: cancelled in 118 s"),
         ({"event": "warning", "text": "mind"}, "warning: mind"),
+        ({"event": "serving", "targets": 2, "wandb": True}, "preemptd: looking after 2 targets"),
+        ({"event": "serving", "targets": 1, "wandb": False}, "1 target; W&B runs are neither marked nor mended"),
     ],
 )
 def test_people_read_what_happened(line: Line, text: str) -> None:

@@ -69,6 +69,7 @@ def test_a_file_that_was_renamed_or_deleted_is_made_anew(tmp_path: Path) -> None
 
 def test_a_hundred_rotations_leave_no_descriptor_open(tmp_path: Path) -> None:
     file = JournalFile(str(tmp_path / "journal"), pytest.fail)
+    file.write(line(0))
     before = len(os.listdir("/proc/self/fd"))
     for number in range(100):
         file.write(line(number))
@@ -76,6 +77,16 @@ def test_a_hundred_rotations_leave_no_descriptor_open(tmp_path: Path) -> None:
 
     assert len(os.listdir("/proc/self/fd")) == before
     file.close()
+
+
+def test_a_journal_is_opened_by_whoever_writes_the_first_line(tmp_path: Path) -> None:
+    file = JournalFile(str(tmp_path / "journal"), pytest.fail)
+    at_first = list(tmp_path.iterdir())
+    file.write(line(1))
+    file.close()
+
+    assert at_first == []
+    assert steps(tmp_path / "journal") == [1]
 
 
 def test_a_directory_that_is_there_only_later_is_found(tmp_path: Path) -> None:

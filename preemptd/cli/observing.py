@@ -36,6 +36,7 @@ def observers(
         sinks.append(Departures(journal.write))
     if not rehearsed:
         sinks += [*_webhook(settings, environ, journal), *_hooks(settings, environ, helpers, journal)]
+        sinks += _sync(settings, environ, helpers, journal)
         sinks.append(_history(settings, environ, journal.warn))
     if settings.listen is not None and not rehearsed:
         from preemptd.observe.pages import Pages
@@ -59,7 +60,7 @@ def finish(journal: Journal, sinks: Sequence[Sink], stopped: Callable[[], bool])
     """Wait for what is under way, before the journal is closed: each sink knows for how long, or until *stopped*."""
     finishing = [sink for sink in sinks if isinstance(sink, Finishing)]
     if finishing:
-        journal.flush(FLUSH_WITHIN)
+        journal.flush(FLUSH_WITHIN, finishing)
     for sink in finishing:
         sink.finish(stopped)
 
@@ -84,6 +85,15 @@ def _webhook(settings: Settings, environ: Mapping[str, str], journal: Journal) -
     url = settings.webhook or read_url(settings.webhook_file or "")
     shape = shape_of(settings.webhook_format, settings.job_id or environ.get("SLURM_JOB_ID") or None)
     return (Webhook(url, shape, journal.write),)
+
+
+def _sync(settings: Settings, environ: Mapping[str, str], helpers: Helpers, journal: Journal) -> Sequence[Sink]:
+    if not settings.sync or settings.dry_run:
+        return ()
+    from preemptd.cli.syncing import pairs_of
+    from preemptd.cli.url_sync import UrlSync
+
+    return (UrlSync(pairs_of(settings.sync), environ, settings.job_id or "", Shielded(helpers), journal),)
 
 
 def _history(settings: Settings, environ: Mapping[str, str], warn: Callable[[str], None]) -> Sink:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from signal import Signals
 
 import preemptd
+from preemptd.cli import misspelt
 from preemptd.cli.compose import link_of, providers_of
 from preemptd.cli.environment import state_directory
 from preemptd.cli.jobs import Job, Providers
@@ -22,10 +23,11 @@ from preemptd.errors import ConfigError, PreemptdError
 from preemptd.escalation import Killing, Timing
 from preemptd.events import Inbox, SignalArrived
 from preemptd.fleet import HEARD, Fleet
-from preemptd.journal import Journal, Log, Sink
+from preemptd.journal import Journal, Sink
 from preemptd.journal_file import JournalFile
 from preemptd.ledger import JobLedger, Ledger, Record, TakenError
 from preemptd.link.server import Server
+from preemptd.log import Log
 from preemptd.observe.pulses import Pulses, Watchdog
 from preemptd.observe.sdnotify import ServiceManager
 from preemptd.parts import Marking, NoLink, NoMarker, NoNodes, NoOuter, Parts
@@ -76,19 +78,19 @@ def serve(flags: Mapping[str, object], environ: Mapping[str, str], config: str |
         inbox.catch(HEARD)
         gc.freeze()
         gc.enable()  # `main` has switched it off, and we are here for months
-        complaint = ""
+        complaints = [*misspelt.warnings(environ)]
         while settings is not None:
             try:
-                following = _Round(lasting, settings).run(complaint)
-                complaint = ""
+                following = _Round(lasting, settings).run(complaints)
+                complaints = []
             except PreemptdError as error:
                 if before is None:
                     raise
                 if settings is before:  # a file that it names is gone, a port is taken: that may pass
-                    complaint = f"the configuration cannot be gone by any more, it is tried again: {error}"
+                    complaints = [f"the configuration cannot be gone by any more, it is tried again: {error}"]
                     following = _wait(lasting, before)
                 else:
-                    complaint = f"the new configuration is refused: {error}"
+                    complaints = [f"the new configuration is refused: {error}"]
                     following, settings = before, None
             before, settings = settings or before, following
         manager.stopping()
@@ -127,8 +129,8 @@ class _Round:
         self._following: DaemonSettings | None = None
         self._sinks: Sequence[Sink] = ()
 
-    def run(self, complaint: str) -> DaemonSettings | None:
-        """Run to the end; return the configuration that comes next, None: nothing does.
+    def run(self, complaints: Sequence[str]) -> DaemonSettings | None:
+        """Say the *complaints*, run to the end; return the configuration that comes next, None: nothing does.
 
         Raises:
             ConfigError: what the configuration asks for cannot be had.
@@ -139,7 +141,7 @@ class _Round:
             journal.add(Log(2, settings.log_format))
             if settings.journal:
                 journal.add(JournalFile(settings.journal, journal.warn))
-            if complaint:
+            for complaint in complaints:
                 journal.warn(complaint)
             self._sinks = observers(settings, lasting.environ, lasting.helpers, journal)
             for sink in self._sinks:
@@ -246,6 +248,7 @@ class _Round:
             pid=os.getpid(),
             targets=count,
             link=link.path if link else None,
+            wandb=not self._settings.no_wandb,
             version=preemptd.__version__,
         )
         self._lasting.manager.ready(f"looking after {count} target{'s' * (count != 1)}")
@@ -259,9 +262,33 @@ class _Round:
             return False
         self._lasting.manager.reloading()
         try:
-            self._following = self._lasting.read()
-        except ConfigError as error:
+            following = self._lasting.read()
+            self._try_out(following)
+        except PreemptdError as error:
             self._journal.warn(f"the new configuration is refused: {error}")
             self._lasting.manager.ready("the new configuration was refused")
             return False
+        self._following = following
         return True
+
+    def _try_out(self, settings: DaemonSettings) -> None:
+        """Make what may be there twice, and throw it away: what cannot be had is found out while all of us still runs.
+
+        Raises:
+            PreemptdError: it cannot be had.
+        """
+        silent, (environ, helpers, inbox) = (
+            Journal(),
+            (self._lasting.environ, self._lasting.helpers, self._lasting.inbox),
+        )
+        ours = [name for name in ("listen", "link") if getattr(settings, name) == getattr(self._settings, name)]
+        tried = settings.model_copy(update=dict.fromkeys(ours))
+        job = Job((), environ, tried, helpers)
+        for sink in observers(tried, environ, helpers, silent):
+            sink.close()
+        providers = providers_of(job, 0, time.time(), silent)
+        for provider in (*providers.certain.values(), *providers.candidates):
+            provider.close()
+        link = link_of(job, inbox, silent, 0, "daemon") if tried.link else None
+        if link is not None:
+            link.close()

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from preemptd.model import ProcessId
+from preemptd.notices import AFTER_REVOCATION
 from preemptd.observe.announced import Announced, Line
 from preemptd.procfs import process_id
 
 LOOK_EVERY = 0.2
-AFTER_REVOCATION = 60.0
-"""Seconds for which a revoked notice still explains the end of a process that was told of it."""
 
 
 class Departures:

@@ -29,6 +29,8 @@ class Story:
         """A notice that came when the command had ended: only then it is known whether it is what ended it."""
         self._revoked: dict[str, object] | None = None
         """The last entry, if it ended by that: who was told may leave all the same."""
+        self._ended: Entry | None = None
+        """The last entry, if the command ended with it."""
         self._take: Mapping[str, Callable[[Line], Entry | None]] = {
             "started": self._started,
             "notice": self._notice,
@@ -39,6 +41,7 @@ class Story:
             "exited": self._exited,
             "revoked": self._revocation,
             "settled": self._settled,
+            "restarted": self._restarted,
             "stopped": lambda line: self._close("stopped", why=line.get("why")),
         }
 
@@ -87,6 +90,7 @@ class Story:
             **dict.fromkeys(("mark_s", "tell_s", "save_s", "spare_s", "own_status", "status"), None),
             "preempted": None,
             "requeued": None,
+            "restarted": None,
             "end": None,
             "why": None,
             "by": dict(self._by),
@@ -96,8 +100,7 @@ class Story:
         if self._entry is None or line.get("dry_run"):
             return None
         self._later("tell_s", line)
-        entry = self._one_more("told")
-        return entry if entry["told"] == 1 else None
+        return self._one_more("told")
 
     def _marked(self, line: Line) -> None:
         if self._entry is not None:
@@ -135,13 +138,21 @@ class Story:
             elif self._not_acted is not None:
                 self._begin(self._not_acted)
         why = line.get("why")
-        return self._close(
+        self._ended = self._close(
             "settled",
             status=line.get("status"),
             preempted=line.get("preempted"),
             requeued=REQUEUED.search(str(why)) is not None,
             why=why,
         )
+        return self._ended
+
+    def _restarted(self, line: Line) -> Entry | None:
+        entry, self._ended = self._ended, None
+        if entry is None:
+            return None
+        again = f"started again ({line.get('number')} of {line.get('of')}): {line.get('why')}"
+        return {**entry, "restarted": line.get("number"), "why": f"{entry.get('why')}; {again}"}
 
     # -- the entry -------------------------------------------------------------------------------------------------
 

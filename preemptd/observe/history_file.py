@@ -5,8 +5,6 @@ import errno
 import fcntl
 import json
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterator
 
 from preemptd.journal import Line
@@ -18,8 +16,6 @@ OLD = ".1"
 """Added to the name of the file before."""
 LONGEST = 2**20
 """Bytes, after which a new file is begun: with the one before it there are never more than twice as many."""
-CLOSE_WITHIN = 1.0
-"""Seconds for a disk that hangs, at the end."""
 
 
 class HistoryFile:
@@ -34,35 +30,30 @@ class HistoryFile:
         self._complain = complain
         self._story: Story | None = None
         self._complained = False
-        self._entries: queue.SimpleQueue[Entry | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._unwritten: dict[object, Entry] = {}
+        """By id: the last word on each."""
 
     def write(self, line: Line) -> None:
         if line["event"] == "progress":
             return
         if self._story is None:
             self._story = Story(myself())
-        self._put(self._story.take(line))
+        self._keep(self._story.take(line))
+
+    def rest(self) -> None:
+        """Write what there is: where hundreds are told together, each makes an entry that the next one replaces."""
+        entries, self._unwritten = self._unwritten, {}
+        for entry in entries.values():
+            self._store(entry)
 
     def close(self) -> None:
         if self._story is not None:
-            self._put(self._story.close())
-        if self._thread.ident is not None:
-            self._entries.put(None)
-            self._thread.join(CLOSE_WITHIN)
+            self._keep(self._story.close())
+        self.rest()
 
-    def _put(self, entry: Entry | None) -> None:
-        if entry is None:
-            return
-        self._entries.put(entry)
-        if self._thread.ident is None:
-            with contextlib.suppress(RuntimeError):  # no more threads here: with the next entry, then
-                self._thread.start()
-
-    def _run(self) -> None:
-        """Write in a thread of its own: nobody asked for this file, so its disk must not hold up log and journal."""
-        while (entry := self._entries.get()) is not None:
-            self._store(entry)
+    def _keep(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self._unwritten[entry["id"]] = entry
 
     def _store(self, entry: Entry) -> None:
         try:

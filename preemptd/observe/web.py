@@ -74,6 +74,8 @@ class Web:
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._connections: dict[int, _Connection] = {}
+        self._lock = threading.Lock()  # for the wake-up, whose number may be another's when it is closed
+        self._closed = False
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
 
     def start(self) -> None:
@@ -82,20 +84,30 @@ class Web:
     def stop(self) -> None:
         """End it; what is under way is cut off."""
         self._stopping = True
-        if self._thread.ident is not None:
-            os.eventfd_write(self._wakeup, 1)
-            self._thread.join(STOP_WITHIN)
-        if not self._thread.is_alive():  # else a page takes long to make, and what it uses must stay
+        if self._thread.ident is None:
             self._close()
+            return
+        with self._lock:
+            if not self._closed:
+                os.eventfd_write(self._wakeup, 1)
+        self._thread.join(STOP_WITHIN)  # where a page takes longer to make, what it uses is closed after it
 
     def _close(self) -> None:
         for connection in self._connections.values():
             connection.sock.close()
         self._listener.close()
         self._selector.close()
-        os.close(self._wakeup)
+        with self._lock:
+            self._closed = True
+            os.close(self._wakeup)
 
     def _run(self) -> None:
+        try:
+            self._serve_all()
+        finally:
+            self._close()
+
+    def _serve_all(self) -> None:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         while not self._stopping:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import preemptd
 from preemptd.config import settings
 from preemptd.errors import ConfigError
-from preemptd.journal import printable, say
+from preemptd.log import printable, say
 from preemptd.observe.announced import Announced, Line
 
 if TYPE_CHECKING:

@@ -5,16 +5,19 @@ import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 from preemptd.model import Process, ProcessId
+from preemptd.notices import AFTER_REVOCATION
 from preemptd.procfs import process_id
 from preemptd.runs.marker import Marker
 from preemptd.runs.mending import Mender, Policy, Repair
 from preemptd.runs.roster import Entry, Roster
 
 LOOK_EVERY = 0.25
-AFTER_REVOCATION = 60.0
-"""Seconds for which a revoked notice still explains the end of a process that was told of it."""
 LONGEST, SHORTEST = 10.0, 1.5
 """Seconds for one run: an official API call takes about one, and platforms are late."""
+STOP_WITHIN = 4.0
+"""Seconds that our end, or a new configuration, waits for what is being mended: nobody is told meanwhile."""
+ENDS_WITHIN = 1.0
+"""Seconds to give it up."""
 
 
 class Aftercare:
@@ -89,8 +92,10 @@ class Aftercare:
             self._thread.join(SHORTEST)  # it looks once more: the last of the told may have ended just now
         with self._changed:
             menders = tuple(self._menders)
+        _await(menders, STOP_WITHIN)
         for mender in menders:
-            mender.wait()
+            mender.stop()
+        _await(menders, ENDS_WITHIN)
         self._marker.stop()
 
     # -- as a reader of the journal --------------------------------------------------------------------------------
@@ -174,3 +179,9 @@ class Aftercare:
             self._menders = {other for other in self._menders if other.is_at_work} | {mender}
             done = frozenset({owner.pid} if owner in self._done else ())
         mender.start(Policy(self._code, told_at, done), max(SHORTEST, min(LONGEST, left)), [entry])
+
+
+def _await(menders: Sequence[Mender], within: float) -> None:
+    end = time.monotonic() + within
+    while any(mender.is_at_work for mender in menders) and time.monotonic() < end:
+        time.sleep(LOOK_EVERY / 10)

@@ -3,7 +3,7 @@
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import Field, field_validator
 
@@ -84,6 +84,7 @@ class SignalSearch:
 
     def __init__(self, options: SignalFileOptions, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
+        self._clock = _clock()
         self._trusted = options.trusted_uids | {0, os.geteuid()}
         self.directories = _directories(surroundings)
         self.places = addresses(self.directories, options.path, surroundings)
@@ -136,12 +137,19 @@ class SignalSearch:
     def _judge(self, place: Address, content: SignalFileContent) -> _Judged:
         """Judge the file once and keep that: what remains must not change when somebody sets the clock."""
         text = parse(content.raw)
-        if not is_for_us(place, content, text, self._surroundings):
+        # Behind a clock that was set back, files have earlier times than what happened before.
+        started = self._surroundings.started + min(0.0, _clock() - self._clock)
+        if not is_for_us(place, content, text, replace(self._surroundings, started=started)):
             return _Judged(None)
         grace = self._surroundings.grace if self._surroundings.grace is not None else DEFAULT_GRACE
         due = text.deadline if text.deadline is not None else content.mtime + grace
         remaining = None if text.deadline is None else text.deadline - time.time()
         return _Judged(FoundFile(place, content, text, due, time.monotonic(), remaining))
+
+
+def _clock() -> float:
+    """Return what changes only when somebody sets the clock."""
+    return time.time() - time.monotonic()
 
 
 def _directories(surroundings: Surroundings) -> tuple[str, ...]:

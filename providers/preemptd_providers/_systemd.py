@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,33 +41,62 @@ class Systemctl:
 
     def state(self) -> str:
         """Return ``running``, ``degraded``, ``stopping``, ...; empty: no answer."""
-        return self._ask(["is-system-running"]).strip()
+        (state,) = self._ask(_STATE)
+        return state.strip()
 
     def own_unit(self) -> Unit:
-        name, of_user = unit_of(_own_cgroup())
-        if not name:
-            return Unit()
-        manager = ["--user"] if of_user else []
-        answer = self._ask([*manager, "show", "--property=KillMode", "--property=TimeoutStopUSec", "--", name])
-        said = dict(line.partition("=")[::2] for line in answer.splitlines())
-        return Unit(seconds(said.get("TimeoutStopUSec", "")), said.get("KillMode") not in {"mixed", "process", "none"})
+        (answer,) = self._ask(_about_own_unit())
+        return _unit(answer)
 
-    def _ask(self, words: Sequence[str]) -> str:
+    def state_and_own_unit(self) -> tuple[str, Unit]:
+        """Ask for both at the same time: the loop waits for this."""
+        state, answer = self._ask(_STATE, _about_own_unit())
+        return state.strip(), _unit(answer)
+
+    def _ask(self, *questions: Sequence[str]) -> list[str]:
+        """Ask them side by side; an empty question, or one without an answer in time, has an empty answer."""
+        end = time.monotonic() + self.within
+        asked = [self._begin(question) if question else None for question in questions]
+        return [self._answer(process, end) if process is not None else "" for process in asked]
+
+    def _begin(self, words: Sequence[str]) -> "subprocess.Popen[bytes] | None":
         if self.commands is None:
-            return ""
+            return None
         try:
-            process = self.commands.popen(["systemctl", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            return self.commands.popen(["systemctl", *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         except OSError:
-            return ""
+            return None
+
+    def _answer(self, process: "subprocess.Popen[bytes]", end: float) -> str:
         try:
-            answer, _ = process.communicate(timeout=self.within)
+            answer, _ = process.communicate(timeout=max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             return ""
         finally:
-            self.commands.release(process)
+            if self.commands is not None:
+                self.commands.release(process)
         return answer.decode(errors="replace")
+
+
+_STATE = ("is-system-running",)
+
+
+def _about_own_unit() -> Sequence[str]:
+    """Make the question; empty: we are in no unit."""
+    name, of_user = unit_of(_own_cgroup())
+    if not name:
+        return ()
+    manager = ["--user"] if of_user else []
+    return [*manager, "show", "--property=KillMode", "--property=TimeoutStopUSec", "--", name]
+
+
+def _unit(answer: str) -> Unit:
+    said = dict(line.partition("=")[::2] for line in answer.splitlines())
+    if not said:
+        return Unit()
+    return Unit(seconds(said.get("TimeoutStopUSec", "")), said.get("KillMode") not in {"mixed", "process", "none"})
 
 
 def _own_cgroup() -> str:

@@ -66,9 +66,11 @@ class HostShutdown(Provider):
     def on_signal(self, signum: signal.Signals) -> Observation:
         """Tell a SIGTERM that means the whole host from one that stops this unit alone."""
         observed = time.monotonic()
-        if signum is not signal.SIGTERM or self._systemctl.state() != "stopping":
+        if signum is not signal.SIGTERM:
             return Observation.clear()
-        unit = self._systemctl.own_unit()
+        state, unit = self._systemctl.state_and_own_unit()
+        if state != "stopping":
+            return Observation.clear()
         sent = frozenset({signal.SIGTERM}) if unit.kills_all else frozenset[int]()
         return Observation.of(_host("SIGTERM while systemd stops", observed, unit.stop_timeout, sent))
 
@@ -143,8 +145,11 @@ class LogindWatch(Watch):
             raise ProviderError("the watch is closed")
         logind = Logind()
         with self._lock:
-            self._logind = logind
-        return logind
+            if not self._closed:
+                self._logind = logind
+                return logind
+        logind.close()
+        raise ProviderError("the watch was closed meanwhile")
 
     def _remaining(self, delay: float) -> float | None:
         """Count until SIGTERM comes to all of our processes, or else until SIGKILL does."""

@@ -42,7 +42,7 @@ class Podman:
     def __init__(self) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="pods-"))
         self._configuration = self._directory / "containers.conf"
-        files, processes = _hard_limit(resource.RLIMIT_NOFILE), _hard_limit(resource.RLIMIT_NPROC)
+        files, processes = hard_limit(resource.RLIMIT_NOFILE), hard_limit(resource.RLIMIT_NPROC)
         self._configuration.write_text(CONFIGURATION.format(files=files, processes=processes))
 
     def __enter__(self) -> "Podman":  # noqa: PYI034  # typing.Self is newer than Python 3.10
@@ -124,6 +124,6 @@ def make_wheel(directory: Path) -> None:
     subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)
 
 
-def _hard_limit(which: int) -> int:
+def hard_limit(which: int) -> int:
     _, hard = resource.getrlimit(which)
     return 4096 if hard == resource.RLIM_INFINITY else min(hard, 4096)

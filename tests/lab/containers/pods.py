@@ -7,62 +7,81 @@ Nor does it know hostPID: such a pod's container is made by `podman run`, of wha
 """
 
 import json
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml  # type: ignore[import-untyped]  # it has no stubs
 
 from tests.lab.containers.cloud import Cloud
-from tests.lab.containers.podman import EXAMPLES, Podman
+from tests.lab.containers.podman import EXAMPLES
 from tests.waiting import wait_until
 
 Document = dict[str, Any]
 
 
+class Engine(Protocol):
+    """podman or docker."""
+
+    def run(
+        self, *arguments: str, within: str | None = None, check: bool = True, text: str | None = None
+    ) -> subprocess.CompletedProcess[str]: ...
+
+    def said(self, *arguments: str) -> str: ...
+
+
 class Pod:
     """One manifest that runs, in the network namespace of *cloud*."""
 
-    def __init__(self, podman: Podman, cloud: Cloud, manifest: str) -> None:
-        self._podman = podman
-        documents = [_for_podman(one) for one in yaml.safe_load_all((EXAMPLES / manifest).read_text())]
-        (pod,) = (one for one in documents if one["kind"] == "Pod")
+    def __init__(self, engine: Engine, cloud: Cloud, manifest: str) -> None:
+        self.engine = engine
+        self.documents = [_for_podman(one) for one in yaml.safe_load_all((EXAMPLES / manifest).read_text())]
+        (pod,) = (one for one in self.documents if one["kind"] == "Pod")
         self.name: str = pod["metadata"]["name"]
-        self.containers: dict[str, Document] = {one["name"]: one for one in pod["spec"]["containers"]}
-        if pod["spec"].get("hostPID"):
-            self._run(pod["spec"], documents, cloud)
-            return
-        text = "---\n".join(json.dumps(one) + "\n" for one in documents)
-        podman.run("kube", "play", "--network=host", "-", within=cloud.name, text=text)
+        self.spec: Document = pod["spec"]
+        self.containers: dict[str, Document] = {one["name"]: one for one in self.spec["containers"]}
+        self.play(cloud)
 
-    def _run(self, spec: Document, documents: Sequence[Document], cloud: Cloud) -> None:
-        """Run the only container of a pod in the host's pid namespace."""
-        (container,) = spec["containers"]
-        options = [f"--name={self.name}-{container['name']}", "--detach", "--pid=host"]
-        options += ["--network=host"] * spec["hostNetwork"]
-        options += [f"--user={spec['securityContext']['runAsUser']}:{spec['securityContext']['runAsGroup']}"]
-        rights = container["securityContext"]
-        options += ["--read-only=true", "--read-only-tmpfs=false"] * rights["readOnlyRootFilesystem"]
+    def play(self, cloud: Cloud) -> None:
+        if self.spec.get("hostPID"):
+            (container,) = self.containers.values()
+            options = [*self.options_of(container), "--pid=host", "--read-only-tmpfs=false"]
+            self.engine.run("run", *options, container["image"], *container["args"], within=cloud.name)
+        else:
+            text = "---\n".join(json.dumps(one) + "\n" for one in self.documents)
+            self.engine.run("kube", "play", "--network=host", "-", within=cloud.name, text=text)
+
+    def options_of(self, container: Document) -> list[str]:
+        """Say what the manifest says of *container* in options of ``podman run``, or docker's."""
+        user, rights = self.spec["securityContext"], container["securityContext"]
+        options = [f"--name={self.name}-{container['name']}", "--detach", "--network=host"]
+        options += [f"--user={user['runAsUser']}:{user['runAsGroup']}"]
+        options += ["--read-only=true"] * rights.get("readOnlyRootFilesystem", False)
         options += ["--security-opt=no-new-privileges"] * (not rights["allowPrivilegeEscalation"])
         options += [f"--cap-drop={name}" for name in rights["capabilities"]["drop"]]
-        options += [f"--env={one['name']}={one['value']}" for one in container["env"]]
-        volumes = {one["name"]: one for one in spec["volumes"]}
-        maps = {one["metadata"]["name"]: one["data"] for one in documents if one["kind"] == "ConfigMap"}
+        options += [f"--env={one['name']}={one['value']}" for one in container.get("env", [])]
+        volumes = {one["name"]: one for one in self.spec["volumes"]}
         for mount in container["volumeMounts"]:
-            volume = f"{self.name}-{mount['name']}"
-            self._podman.run("volume", "create", volume)
-            if config := volumes[mount["name"]].get("configMap"):
-                for name, text in maps[config["name"]].items():
-                    (self._volume(volume) / name).write_text(text)
-            options.append(f"--volume={volume}:{mount['mountPath']}:U")
-        self._podman.run("run", *options, container["image"], *container["args"], within=cloud.name)
+            options.append(f"--volume={self._made(volumes[mount['name']], user)}:{mount['mountPath']}")
+        return options
+
+    def _made(self, volume: Document, user: Document) -> str:
+        """Make a volume of the pod, for its user; return its name."""
+        name: str = volume.get("persistentVolumeClaim", {}).get("claimName", f"{self.name}-{volume['name']}")
+        self.engine.run("volume", "create", name)
+        maps = {one["metadata"]["name"]: one["data"] for one in self.documents if one["kind"] == "ConfigMap"}
+        for file, text in maps[volume["configMap"]["name"]].items() if "configMap" in volume else ():
+            (self._volume(name) / file).write_text(text)
+        os.chown(self._volume(name), user["runAsUser"], user["runAsGroup"])
+        return name
 
     def _volume(self, name: str) -> Path:
-        return Path(self._podman.said("volume", "inspect", "--format={{.Mountpoint}}", name))
+        return Path(self.engine.said("volume", "inspect", "--format={{.Mountpoint}}", name))
 
     def logs(self, container: str) -> str:
-        run = self._podman.run("logs", f"{self.name}-{container}")
+        run = self.engine.run("logs", f"{self.name}-{container}")
         return run.stdout + run.stderr
 
     def await_log(self, container: str, text: str) -> None:
@@ -70,27 +89,27 @@ class Pod:
         assert text in self.logs(container), self.logs(container)
 
     def runs(self, container: str) -> bool:
-        return self._podman.said("inspect", "--format={{.State.Running}}", f"{self.name}-{container}") == "true"
+        return self.engine.said("inspect", "--format={{.State.Running}}", f"{self.name}-{container}") == "true"
 
     def execute(self, container: str, *command: str, user: str = "") -> subprocess.CompletedProcess[str]:
         """Run *command* in *container*, as its own user or as *user*."""
         who = [f"--user={user}"] if user else []
-        return self._podman.run("exec", *who, f"{self.name}-{container}", *command, check=False)
+        return self.engine.run("exec", *who, f"{self.name}-{container}", *command, check=False)
 
     def pre_stop(self, container: str) -> subprocess.CompletedProcess[str]:
         return self.execute(container, *self.containers[container]["lifecycle"]["preStop"]["exec"]["command"])
 
     def signal(self, container: str, name: str) -> None:
         """Signal the first process of *container*."""
-        self._podman.run("kill", f"--signal={name}", f"{self.name}-{container}")
+        self.engine.run("kill", f"--signal={name}", f"{self.name}-{container}")
 
     def exit_status(self, container: str) -> int:
         """Wait for the end of *container*."""
-        return int(self._podman.said("wait", f"{self.name}-{container}"))
+        return int(self.engine.said("wait", f"{self.name}-{container}"))
 
     def statuses(self, container: str) -> list[Mapping[str, str]]:
         """Read /proc/PID/status of all processes in *container*, as the host sees them."""
-        pid = self._podman.said("inspect", "--format={{.State.Pid}}", f"{self.name}-{container}")
+        pid = self.engine.said("inspect", "--format={{.State.Pid}}", f"{self.name}-{container}")
         group = Path(f"/proc/{pid}/cgroup").read_text()
         return [read_status(path.parent) for path in Path("/proc").glob("[0-9]*/cgroup") if _read(path) == group]
 
