@@ -33,6 +33,8 @@ class Answering:
         self._escalating = escalating
         self._asking: list[int] = []
         self.runs: Sequence[Run] = ()
+        self.waiting = ""
+        """What a command that has ended waits for; empty: it has not ended, or is not started again."""
 
     def take(self, event: LinkAsked, *, at_once: bool = False) -> None:
         """Answer a question when the next look at the processes has come, or *at_once*."""
@@ -61,11 +63,13 @@ class Answering:
         return {
             "pid": self._supervision.id.pid,
             "held": self._supervision.held,
+            "waiting": self.waiting,
             "targets": self._supervision.targets(),
             "providers": sorted(self._watching.providers),
             "watches": self._watching.status(),
             "runs": [run.run_id for run in self.runs],
             **self._telling.status(),
+            **({"would_tell": []} if self.waiting else {}),
             "nodes": self._parts.nodes.present,
             "notices": self._escalating.status(),
             **self._parts.settings.model_dump(include=set(SHOWN)),

@@ -96,8 +96,12 @@ class Settings(BaseModel):
     dry_run: bool = False
     die_with_parent: bool = False
     sweep: bool = False
+    sync: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """``DIR=URL`` each: what is restored before the start and kept there."""
     loop: bool = False
     """Run the command again after each end, until it takes no run of a W&B sweep."""
+    restart: Annotated[int, Field(ge=0)] = 0
+    """How often the command is started again, in all, when a notice that ended it was revoked or outlived."""
     requeue_on: Annotated[tuple[str, ...], BeforeValidator(_words), AfterValidator(_requeue_word)] = (
         "preempt",
         "timelimit",
@@ -161,8 +165,8 @@ class DaemonSettings(Settings):
 
     foreign: ClassVar[frozenset[str]] = frozenset(
         {
-            "when_pending", "exit_zero", "job_id", "checkpoint_dir", "die_with_parent", "sweep", "loop", "requeue_on",
-            "max_requeues", "requeue_delay", "shield_term",
+            "when_pending", "exit_zero", "job_id", "checkpoint_dir", "die_with_parent", "sweep", "loop", "restart",
+            "requeue_on", "max_requeues", "requeue_delay", "shield_term", "sync",
         }
     )  # fmt: skip
     target: tuple[Target, ...] = ()

@@ -34,6 +34,7 @@ from preemptd.events import (
 )
 from preemptd.model import Outcome
 from preemptd.notices import Meaning
+from preemptd.outliving import Outliving
 from preemptd.parts import Parts, Supervised, Timers
 from preemptd.provider import Conclusion
 from preemptd.settling import Ending
@@ -42,9 +43,8 @@ from preemptd.telling import Telling
 from preemptd.watching import Watching
 
 PENDING_WITHIN = 0.3
-"""Seconds in which watches that are certain to be at home may say before the start that a notice is pending.
-
-They answer within 10 ms; a busy machine needs more. Ignorance starts the command."""
+"""Seconds in which watches that are certain to be at home may say before the start that a notice is pending: they
+answer within 10 ms; a busy machine needs more. Ignorance starts the command."""
 TELLING_SOON = 0.05
 """Seconds between two looks whether the telling is over, for a SIGTERM that came into the middle of it."""
 LOOK_EVERY = 5.0
@@ -74,15 +74,13 @@ class Daemon:
         self._said_held = False
         self._sent_away = False
         """The command has ended, and somebody does not want us to wait for those who still save."""
+        self.called_off = False
+        """A stop signal came to us, of itself or with a notice."""
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self, *, stays: bool = False) -> Ending:
-        """Run to the end; if it *stays*, the watches go on, for `hold`.
-
-        Raises:
-            CommandError: the command cannot be run.
-        """
+        """Run to the end; if it *stays*, the watches go on, for `outliving`. Raises CommandError: it cannot be run."""
         self._parts.journal.start()
         self._parts.ledger.start()
         self._parts.scanner.start()
@@ -117,10 +115,11 @@ class Daemon:
             case SignalArrived():
                 self._signal(event)
             case NoticeArrived():
-                self._watching.answered(event.watch)
-                self._escalating.notice(event.notice)
-                self._supervision.give(event.notice)
+                if self._watching.arrived(event):
+                    self._escalating.notice(event.notice)
+                    self._supervision.give(event.notice)
             case NoticeRevoked():
+                self._watching.revoked(event.event_id)
                 self._escalating.revoke(event)
                 self._decide()
             case WatchChanged():
@@ -212,6 +211,7 @@ class Daemon:
 
     def _signal(self, event: SignalArrived) -> None:
         """Pass an ordinary signal on, unless a provider or an open notice makes more of it: a stop is no preemption."""
+        self.called_off = self.called_off or event.signum in STOPS
         notices = () if self._supervision.held else self._watching.judge_signal(event.signum)
         for notice in notices:
             self._escalating.notice(notice)
@@ -230,8 +230,7 @@ class Daemon:
             self._take_outcome(self._supervision.signal(event))
             return
         escalation = self._escalating.current
-        told = len(self._telling.roll) > 0 or self._parts.nodes.reached
-        terminated = told and event.signum is Signals.SIGTERM
+        terminated = event.signum is Signals.SIGTERM and (len(self._telling.roll) > 0 or self._parts.nodes.reached)
         if terminated and escalation is not None and self._terminated_in != escalation.number:
             # The machine goes, as it was announced: who saves goes on saving. A second SIGTERM is somebody's wish.
             self._terminated_in = escalation.number
@@ -246,9 +245,10 @@ class Daemon:
         """Have the providers do what only they can, as the last act; return what was done."""
         return self._watching.settle(conclusion, budget)
 
-    def hold(self, why: str) -> None:
-        """After `run(stays=True)` and all else: do not end while a notice is open."""
-        self._escalating.hold(why, partial(self._answering.take, at_once=True))
+    def outliving(self) -> Outliving:
+        """After `run(stays=True)` and all else: what waits while a notice is open."""
+        known = self._supervision, self._watching, self._escalating, self._answering
+        return Outliving(self._parts, self._timers.now, *known)
 
     @property
     def is_in_escalation(self) -> bool:
@@ -267,6 +267,8 @@ class Daemon:
                 self._supervision.note(event.signum)
                 for notice in self._watching.judge_signal(event.signum):
                     self._escalating.conclude(notice)
+            elif isinstance(event, NoticeRevoked):
+                self._escalating.revoke(event)
         self._parts.nodes.sync()
         spare = self._escalating.current.deadline - self._timers.now() if self._escalating.current else 60.0
         undecided = self._escalating.meaning is Meaning.UNDECIDED

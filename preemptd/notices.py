@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+AFTER_REVOCATION = 60.0
+"""Seconds for which a notice that was taken back still explains the end of a process that was told of it."""
+
 
 class Kind(str, Enum):
     """What the platform will do; the words are the platforms' own."""

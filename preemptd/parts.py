@@ -105,11 +105,9 @@ class Outer(Protocol):
     @property
     def preempted(self) -> bool:
         """The outer one told processes of a notice that is open, or was revoked a moment ago."""
-        ...
 
     def start(self) -> None:
         """Listen to it, after the command was forked."""
-        ...
 
     def close(self) -> None: ...
 
@@ -268,6 +266,8 @@ class Parts:
     """By name: why they are."""
     candidates: Sequence[Provider]
     """Providers that ask the network, after the command has started, whether they are at home here."""
+    outlived: frozenset[str] = frozenset()
+    """Events that were announced before this start, and did not come: until a watch has seen the end of one."""
 
 
 class Timers:

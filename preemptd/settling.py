@@ -6,8 +6,6 @@ from preemptd.config import Settings
 from preemptd.model import Outcome
 from preemptd.notices import Meaning
 
-AFTER_REVOCATION = 60.0
-"""Seconds for which a revoked notice still explains the end of a process that was told of it."""
 FUTILE_LIMIT = 3
 """With so many preempted attempts in a row without progress the command's own status is passed on."""
 UNDONE = 1
@@ -57,6 +55,8 @@ class Settled:
     why: str
     futile: int
     """Preempted attempts in a row without progress, this one included."""
+    progressed: bool = False
+    """Something was saved in this attempt, as far as we know."""
 
     @property
     def stuck(self) -> bool:
@@ -89,7 +89,7 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
         return Settled(outcome.status or UNDONE, True, why, futile)
     own = "it still ran" if ending.running else f"its own status was {outcome.status}"
     unsaved = "; nothing new and complete lies in its --checkpoint-dir" if progress is False else ""
-    return Settled(settings.preempted_exit_code, True, f"preempted ({own}{unsaved})", futile)
+    return Settled(settings.preempted_exit_code, True, f"preempted ({own}{unsaved})", futile, progress is True)
 
 
 def _unstarted(ending: Ending, settings: Settings, futile: int) -> Settled:

@@ -7,7 +7,7 @@ from signal import Signals
 from typing import TypeVar
 
 from preemptd.errors import ProviderError, place_of
-from preemptd.events import ProvidersProbed, WatchChanged
+from preemptd.events import NoticeArrived, ProvidersProbed, WatchChanged
 from preemptd.notices import Notice
 from preemptd.parts import Parts
 from preemptd.poller import Poller, stop_all
@@ -34,6 +34,10 @@ class Watching:
         """Watches of which an outage was written down, and not its end."""
         self._silent: dict[str, str] = {}
         """Why a provider is used, until its first good answer is written down."""
+        self._good: set[str] = set()
+        """Watches that have had a good answer."""
+        self.outlived: frozenset[str] = frozenset()
+        """Events that the platform still announces although the machine has outlived them."""
 
     def start(self) -> None:
         """Start the watches of those that are certain."""
@@ -101,9 +105,27 @@ class Watching:
         elif event.watch in self._out:
             self._parts.journal.write("provider", provider=event.watch, state="recovered", why=None)
         self._out.discard(event.watch)
+        self._good.add(event.watch)
 
     def answered(self, watch: str) -> None:
         self._unanswered.discard(watch)
+
+    def arrived(self, event: NoticeArrived) -> bool:
+        """Take note of a notice; False: the machine has outlived it, and the platform does not say that it is anew."""
+        self.answered(event.watch)
+        notice = event.notice
+        # What a watch sees at its first good look may be old; whatever it says later is news.
+        old = event.watch not in self._good and notice.event_id in self._parts.outlived
+        if not old or (notice.deadline is not None and notice.remaining is not None and notice.remaining > 0):
+            return True
+        self._parts.journal.write(
+            "outlived", provider=notice.provider, event_id=notice.event_id, kind=str(notice.kind), source=notice.source
+        )
+        self.outlived |= {notice.event_id}
+        return False
+
+    def revoked(self, event_id: str) -> None:
+        self.outlived -= {event_id}
 
     def judge_signal(self, signum: Signals) -> Sequence[Notice]:
         """Ask the providers that want to hear *signum* what it means; empty: it is an ordinary signal."""

@@ -4,18 +4,22 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from preemptd.events import Event
 from preemptd.model import ProcessId, Run
+from preemptd.notices import AFTER_REVOCATION
 from preemptd.observe.history_file import HistoryFile, read
 from preemptd.procfs import process_id
-from preemptd.runs.aftercare import AFTER_REVOCATION, Aftercare
+from preemptd.runs.aftercare import Aftercare
 from preemptd.runs.marker import Marker
-from preemptd.runs.mending import Repair
+from preemptd.runs.mending import Mender, Repair
 from preemptd.runs.owner import Owner, rights_of
 from preemptd.runs.roster import Entry, Roster
 from tests.serving import Serving
@@ -32,30 +36,60 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_a_configuration_that_cannot_be_had_is_refused_and_the_old_one_gets_its_port_back(tmp_path: Path) -> None:
-    port = free_port()
-    config = FILE + f'listen = "127.0.0.1:{port}"\n'
-    with Serving(tmp_path, config) as serving:
+@pytest.mark.parametrize("how", ["webhook_file", "listen", "link", "the old one, a file of which is gone"])
+def test_a_configuration_that_cannot_be_had_is_refused_and_the_old_one_goes_on_all_the_time(
+    tmp_path: Path, how: str
+) -> None:
+    port, url = free_port(), tmp_path / "url"
+    url.write_text("http://127.0.0.1:9/x\n")
+    taken = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    bad = {"webhook_file": f"{tmp_path}/none", "listen": address, "link": f"{url}/link"}
+    config = FILE + f'listen = "127.0.0.1:{port}"\nwebhook_file = "{url}"\n[[target]]\npidfile = "{tmp_path}/pid"\n'
+    with taken, Serving(tmp_path, config) as serving:
         serving.await_line("serving")
-        serving.config.write_text(config + f'webhook_file = "{tmp_path}/none"\n')
+        if how in bad:
+            serving.config.write_text(FILE + f'{how} = "{bad[how]}"\n')
+        else:
+            url.unlink()
         serving.signal(signal.SIGHUP)
-        serving.await_line("serving", 2)
+        serving.await_line("warning")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz?live", timeout=30) as page:
             status = page.status
+        training = serving.train("USR1")
+        (tmp_path / "pid").write_text(f"{training.pid}\n")
+        serving.await_line("target", wanted=lambda line: line["pid"] == training.pid)
+        serving.notify()
+        training.await_said("signal")
 
         assert status == 200
         assert ["refused" in str(line["text"]) for line in serving.lines("warning")] == [True]
+        assert len(serving.lines("serving")) == 1
+        assert serving.lines("stopped") == []
+
+
+def test_a_misspelt_variable_is_named_as_it_is_by_watch(tmp_path: Path) -> None:
+    with Serving(tmp_path, FILE, env={"PREEMPTD_GRAECE": "5"}) as serving:
+        (line,) = serving.await_line("warning")
+
+    assert line["text"] == "PREEMPTD_GRAECE is no setting of ours: is PREEMPTD_GRACE meant?"
+
+
+def without_its_link(tmp_path: Path) -> Serving:
+    """Let a daemon read its configuration anew that cannot make its socket again."""
+    (tmp_path / "run").mkdir()
+    serving = Serving(tmp_path, FILE + f'link = "{tmp_path}/run/link"\n')
+    serving.await_line("serving")
+    (tmp_path / "run").rename(tmp_path / "gone")
+    (tmp_path / "run").touch()
+    serving.signal(signal.SIGHUP)
+    return serving
 
 
 def test_an_old_configuration_that_cannot_be_had_any_more_is_tried_again(tmp_path: Path) -> None:
-    url = tmp_path / "url"
-    url.write_text("http://127.0.0.1:9/x\n")
-    with Serving(tmp_path, FILE + f'webhook_file = "{url}"\n') as serving:
-        serving.await_line("serving")
-        url.unlink()
-        serving.signal(signal.SIGHUP)
+    with without_its_link(tmp_path) as serving:
         serving.await_line("warning", wanted=lambda line: "refused" in str(line["text"]))
-        url.write_text("http://127.0.0.1:9/x\n")
+        (tmp_path / "run").unlink()
         serving.signal(signal.SIGHUP)
         serving.await_line("serving", 2)
 
@@ -63,12 +97,7 @@ def test_an_old_configuration_that_cannot_be_had_any_more_is_tried_again(tmp_pat
 
 
 def test_a_stop_is_heard_while_no_configuration_can_be_had(tmp_path: Path) -> None:
-    url = tmp_path / "url"
-    url.write_text("http://127.0.0.1:9/x\n")
-    with Serving(tmp_path, FILE + f'webhook_file = "{url}"\n') as serving:
-        serving.await_line("serving")
-        url.unlink()
-        serving.signal(signal.SIGHUP)
+    with without_its_link(tmp_path) as serving:
         serving.await_line("warning", wanted=lambda line: "refused" in str(line["text"]))
         serving.signal(signal.SIGTERM)
         status, _ = serving.end()
@@ -231,6 +260,28 @@ def test_who_says_that_it_is_done_is_believed(tmp_path: Path) -> None:
     assert caring.whys() == ["its process said that it is done"]
 
 
+def test_a_repair_that_takes_long_does_not_hold_up_a_reload(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    end(process)
+    caring, over = Caring(owner, tmp_path), threading.Event()
+
+    def work() -> None:
+        over.wait(60)
+
+    mender = Mender(Known(), caring.repairs.append)
+    mender._threads.append(threading.Thread(target=work, daemon=True))
+    mender._threads[0].start()
+    mender._end = time.monotonic() + 60
+    caring.care._menders.add(mender)
+    began = time.monotonic()
+    caring.care.stop()
+    took = time.monotonic() - began
+    over.set()
+
+    assert took < 30
+    assert mender._stopped
+
+
 def test_a_history_that_could_not_be_written_once_is_written_when_there_is_room_again(tmp_path: Path) -> None:
     path, complaints = tmp_path / "history.jsonl", list[str]()
     path.symlink_to("/dev/full")
@@ -238,7 +289,7 @@ def test_a_history_that_could_not_be_written_once_is_written_when_there_is_room_
     for event_id in ("a", "b"):
         notice = {"event": "notice", "t": 1.0, "event_id": event_id, "provider": "file", "kind": "preempt"}
         history.write({**notice, "grace": 30.0, "source": "here", "acted": True})
-    wait_until(lambda: complaints)
+        history.rest()
     path.unlink()
     history.write({"event": "stopped", "t": 2.0, "why": "somebody has stopped us"})
     history.close()

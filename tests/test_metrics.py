@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from http import HTTPStatus
@@ -267,6 +269,27 @@ def served() -> Iterator[int]:
     server.start()
     yield server._listener.getsockname()[1]
     server.stop()
+
+
+def test_an_end_that_does_not_wait_for_a_slow_page_leaves_no_descriptor() -> None:
+    asked, goes_on = threading.Event(), threading.Event()
+
+    def slow(path: str) -> Page:
+        asked.set()
+        goes_on.wait(60)
+        return page(path)
+
+    before = len(os.listdir("/proc/self/fd"))
+    server = Web("127.0.0.1:0", slow)
+    server.start()
+    with socket.create_connection(server._listener.getsockname(), timeout=20) as client:
+        client.sendall(b"GET /x HTTP/1.1\r\n\r\n")
+        assert asked.wait(20)
+        server.stop()
+        goes_on.set()
+        server._thread.join(20)
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def say(port: int, data: bytes) -> bytes:

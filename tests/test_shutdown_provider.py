@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,7 +17,7 @@ from preemptd.notices import Level, Notice
 from preemptd.provider import Options, State, Surroundings
 from preemptd.targets.reaping import Helpers, Shielded
 from preemptd_providers._systemd import Systemctl, Unit, seconds, unit_of
-from preemptd_providers.shutdown import HostShutdown, ScheduledWatch
+from preemptd_providers.shutdown import HostShutdown, LogindWatch, ScheduledWatch
 
 
 @pytest.fixture
@@ -65,6 +66,42 @@ def test_a_systemctl_that_hangs_makes_it_an_ordinary_one_within_a_second(
 
     assert judged(commands) is None
     assert time.monotonic() - began < 20
+
+
+def test_two_questions_wait_at_the_same_time(
+    commands: Shielded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "{ [ $1 = show ] && echo is-system-running; } || echo show"
+    answer = "[ $1 = show ] && echo TimeoutStopUSec=7s || echo stopping"
+    systemctl(tmp_path, monkeypatch, f'cd "{tmp_path}"; >$1; until [ -e $({other}) ]; do sleep 0.01; done; {answer}')
+    monkeypatch.setattr("preemptd_providers._systemd._own_cgroup", lambda: "0::/system.slice/train.service\n")
+
+    assert Systemctl(commands, within=30).state_and_own_unit() == ("stopping", Unit(7.0, kills_all=True))
+
+
+class Slow:
+    """A logind that answers when the watch has been closed."""
+
+    watch: LogindWatch
+    closed = False
+
+    def __init__(self) -> None:
+        self.watch.close()
+
+    def close(self) -> None:
+        type(self).closed = True
+
+
+def test_a_watch_that_is_closed_while_logind_is_slow_to_answer_holds_no_shutdown_back(
+    commands: Shielded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("preemptd_providers._logind")
+    module.__dict__["Logind"] = Slow
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    Slow.watch = LogindWatch(Systemctl(commands), None)
+
+    assert Slow.watch.observe().state is State.UNKNOWN
+    assert Slow.closed
 
 
 def test_without_a_systemctl_there_is_no_answer(commands: Shielded, monkeypatch: pytest.MonkeyPatch) -> None:

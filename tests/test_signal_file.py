@@ -234,6 +234,24 @@ def test_an_empty_file_of_root_that_we_may_not_read_says_all_the_same(as_nobody:
     assert states == (State.NOTICE, State.UNKNOWN)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_file_is_for_us_though_the_clock_was_set_since_the_start_and_a_stale_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    watch, left = watch_of(tmp_path), tmp_path / "12.preempt"
+    left.touch()
+    stale(left)
+    before, clock = watch.observe().state, time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + hours * 3600)
+    after = watch.observe().state
+    left.unlink()
+    left.touch()
+    os.utime(left, (time.time(),) * 2)
+
+    assert (before, after) == (State.CLEAR, State.CLEAR)
+    assert watch.observe().state is State.NOTICE
+
+
 # Fuzz
 
 TEXTS = (

@@ -51,6 +51,30 @@ def test_what_the_journal_has_not_written_yet_is_written_at_its_end(
     assert [line["event"] for line in kept.lines] == ["told"]
 
 
+def test_sinks_for_which_there_is_no_thread_share_that_of_the_first(refused: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    refused.undo()
+    start = threading.Thread.start
+
+    def start_one(thread: threading.Thread) -> None:
+        if started:
+            refuse(thread)
+        started.append(thread)
+        start(thread)
+
+    refused.setattr(threading.Thread, "start", start_one)
+    journal, kept = Journal(), [Lines(), Lines(), Lines()]
+    for sink in kept:
+        journal.add(sink)
+    journal.write("notice")
+    journal.start()
+    journal.write("told")
+    journal.close()
+
+    assert len(started) == 1
+    assert [[line["event"] for line in sink.lines] for sink in kept] == [["notice", "told"]] * 3
+
+
 class Failing:
     """A sink that would start a thread for each line."""
 

@@ -81,25 +81,34 @@ def test_a_journal_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_pat
     assert len([line for line in done.stderr.splitlines() if "journal" in line]) == 1
 
 
-def test_a_journal_whose_reader_sleeps_delays_nobody(tmp_path: Path, ec2: FaultyEc2) -> None:
-    """The lines of our own log come from the same thread: they may be late, the signal may not."""
+def test_a_journal_whose_reader_sleeps_delays_neither_the_training_nor_log_hooks_and_history(
+    tmp_path: Path, ec2: FaultyEc2
+) -> None:
     fifo = tmp_path / "sleeping"
     os.mkfifo(fifo)
     with open(os.open(fifo, os.O_RDWR), "wb") as end:
         fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, 4096)
         os.set_blocking(end.fileno(), False)
         end.raw.write(b"x" * 4000)  # the next lines do not fit
-        command = [*PREEMPTD, "watch", *options(tmp_path), "--journal", str(fifo), "--", *trainer("USR1")]
+        heard = ["--journal", str(fifo), "--on-notice", "touch hook", "--state-dir", "state"]
+        command = [*PREEMPTD, "watch", *options(tmp_path), *heard, "--", *trainer("USR1", save=2.0)]
         log = {"LOG": str(tmp_path / "log"), "CHECKPOINTS": str(tmp_path)}
-        with subprocess.Popen(command, env=environment({**on_ec2(ec2), **log}), stderr=subprocess.DEVNULL) as process:
+        env = environment({**on_ec2(ec2), **log})
+        with (tmp_path / "err").open("wb") as err, subprocess.Popen(command, env=env, stderr=err, cwd=tmp_path) as job:
             wait_until(lambda: "ready" in text(tmp_path / "log"))
             ec2.announcement.announce()
             began = time.monotonic()
             wait_until(lambda: "SIGUSR1" in text(tmp_path / "log"))
             took = time.monotonic() - began
-            assert process.wait(30) == 75
+            wait_until((tmp_path / "hook").exists)
+            wait_until(lambda: '"told": 1' in text(tmp_path / "state" / "history.jsonl"))
+            wait_until(lambda: "preemptd: told pid" in text(tmp_path / "err"))
+            still_ran = job.poll() is None
+            assert job.wait(30) == 75
 
     assert took < 2.5
+    assert still_ran
+    assert "exit 75: preempted" in text(tmp_path / "err")
 
 
 def test_an_stderr_that_nobody_reads_delays_nobody(tmp_path: Path, ec2: FaultyEc2) -> None:

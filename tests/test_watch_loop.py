@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from preemptd.cli.looping import FAILURES, LONGEST_PAUSE, after
+from preemptd.cli.looping import FAILURES, after
+from preemptd.cli.rounds import LONGEST_PAUSE
 from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import ROOT, TRAINER, Watch

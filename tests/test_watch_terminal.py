@@ -263,3 +263,34 @@ def test_a_stop_that_is_sent_to_us_stops_the_whole_job(bash: Shell) -> None:
 
     bash.see("Stopped")
     wait_until(lambda: state(bash.child) == state(parent(bash.child)) == "T")
+
+
+def test_ctrl_z_and_ctrl_c_work_while_a_restart_is_waited_for(preempted: tuple[Shell, FaultyEc2]) -> None:
+    bash, ec2 = preempted
+    bash.type(f"PREEMPTD_RESTART=1 $P {' '.join(trainer('USR1'))} > /dev/null")
+    wait_until((bash.log.parent / "trainer").exists)
+    ec2.announcement.announce()
+    bash.see("not ending yet")
+
+    bash.press(CTRL_Z)
+    bash.see("Stopped")
+    bash.type("fg")
+    wait_until(lambda: bash.foreground != bash.process.pid)
+    bash.press(CTRL_C)
+    bash.see("prompt> ")
+
+    assert bash.status() == 130
+
+
+def test_ctrl_c_after_the_telling_is_a_wish_that_nothing_is_started_again(preempted: tuple[Shell, FaultyEc2]) -> None:
+    bash, ec2 = preempted
+    bash.type(f"PREEMPTD_RESTART=1 $P {' '.join(trainer('USR1', save=60))} > /dev/null")
+    wait_until((bash.log.parent / "trainer").exists)
+    ec2.announcement.announce()
+    bash.see("told pid")
+
+    bash.press(CTRL_C)
+    bash.see("prompt> ")
+
+    assert bash.status() == 75
+    assert "not ending yet" not in bash.screen

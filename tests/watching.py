@@ -44,13 +44,14 @@ class Watch:
         name: str = "job",
         before: Sequence[str] = (),
         logs: Path | None = None,
+        preemptd: Sequence[str] = PREEMPTD,
     ) -> None:
         """Take in *before* a command that starts preemptd in its turn (setpriv, unshare); its journal is in *logs*."""
         self.journal = (logs or directory) / f"{name}.journal"
         self.log = directory / f"{name}.log"
         extra = {"LOG": str(self.log), "CHECKPOINTS": str(directory), **(env or {})}
         self.process = subprocess.Popen(
-            [*before, *PREEMPTD, verb, "--journal", str(self.journal), *options, "--", *command],
+            [*before, *preemptd, verb, "--journal", str(self.journal), *options, "--", *command],
             env=environment(extra),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

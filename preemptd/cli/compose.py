@@ -15,13 +15,15 @@ from preemptd.cli.jobs import Ended, Job, Made, Providers
 from preemptd.cli.observing import finish, observers
 from preemptd.cli.resuming import look, resumption_of
 from preemptd.cli.saying import command_of, write_start
+from preemptd.cli.syncing import syncing_among
 from preemptd.config import PREFIX
 from preemptd.errors import CommandError, ConfigError
 from preemptd.events import Inbox, SignalArrived
-from preemptd.journal import Journal, Log
+from preemptd.journal import Journal
 from preemptd.journal_file import JournalFile
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
+from preemptd.log import Log
 from preemptd.procfs import Tree, machine_life
 from preemptd.provider import Requeue, Surroundings
 from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
@@ -42,6 +44,10 @@ def run(job: Job) -> Ended:
     Raises:
         PreemptdError: nothing was started, or the command cannot be executed.
     """
+    if job.settings.sync:
+        from preemptd.cli.syncing import named
+
+        job = named(job)
     _check(job)
     journal = Journal()
     journal.add(Log(2, job.settings.log_format))
@@ -63,7 +69,8 @@ def run(job: Job) -> Ended:
             ledger.close()
         stops: list[int] = []
         finish(journal, job.sinks, partial(_is_interrupted, inbox, stops))
-        return replace(ended, by_itself=ended.by_itself and not _is_interrupted(inbox, stops) and not stops)
+        _is_interrupted(inbox, stops)
+        return ended.with_stops(stops)
     finally:
         journal.close()
         inbox.close()
@@ -80,19 +87,21 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
     settings, record = job.settings, ledger.record
     outer = _outer(job.environ)
     adopted = _adopted(job, record, inbox)
-    attempt = record.attempt if adopted else _attempt(job, record)
-    began = record.began if adopted else time.time()
+    inbox.catch(signals_to_catch())
+    before = syncing_among(job.sinks).restore(inbox, fetch=adopted is None)
+    attempt = record.attempt if adopted else _attempt(job, record, before)
+    began = record.began if adopted else job.restarts.since or time.time()
     providers = Providers({}, {}, ()) if outer else providers_of(job, attempt, began, journal)
     link = None if outer else link_of(job, inbox, journal, attempt, settings.job_id)
     resumption = _resumption(job, journal, nested=outer is not None)
     try:
-        inbox.catch(signals_to_catch())
         path = link.path if link else job.environ.get(f"{PREFIX}LINK") if outer else None
         resumed = look(resumption, journal, adopted=adopted is not None)
         env = for_command(job.environ, path, attempt, settings.grace, resumed)
         target: Child | Attached = adopted or Child.prepare(job.argv, env, shielded=settings.shield_term)
         if adopted is None:
-            ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, record.futile, began))
+            futile = record.futile or job.restarts.futile
+            ledger.write_now(Record(machine_life(), target.id, target.pid, attempt, futile, began))
         tree = _tree(target, record.group)
         argv = command_of(target.id, tree.snapshot(), job.argv) if adopted else job.argv
         say = partial(write_start, journal, argv, settings.job_id, target, link.path if link else None, ledger.record)
@@ -121,12 +130,12 @@ def _is_interrupted(inbox: Inbox, stops: list[int]) -> bool:
     return Signals.SIGINT in stops
 
 
-def _attempt(job: Job, record: Record) -> int:
+def _attempt(job: Job, record: Record, before: int) -> int:
     if job.attempt is not None:
         return job.attempt
     if job.settings.job_id is None:  # a SLURM job's script may start the same command twice in one attempt
         return attempt_of(job.environ, 0)
-    return attempt_of(job.environ, record.attempt + (record.began > 0))
+    return attempt_of(job.environ, max(before, record.attempt + (record.began > 0)))
 
 
 def _ledger(job: Job, inbox: Inbox, journal: Journal) -> Ledger:
@@ -221,7 +230,7 @@ def _resumption(job: Job, journal: Journal, *, nested: bool) -> Resumption:
     """Choose what keeps the W&B run: a rehearsal is no start of the job, and of two preemptds the outer one does it."""
     if nested or job.platform_environ is not None:
         return NoResumption()
-    return resumption_of(job.environ, job.settings, job.argv, journal.warn)
+    return resumption_of(job.environ, job.settings, job.argv, journal.warn, job.restarts.memory)
 
 
 def _adopted(job: Job, record: Record, inbox: Inbox) -> Attached | None:

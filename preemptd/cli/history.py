@@ -11,7 +11,7 @@ import typer
 from preemptd.cli import options
 from preemptd.cli.environment import state_directory
 from preemptd.errors import ConfigError
-from preemptd.journal import printable
+from preemptd.log import printable
 from preemptd.observe.history import Entry, Story, last_of_each, number
 from preemptd.observe.history_file import NAME, lines_of, lives, read
 

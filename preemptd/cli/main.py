@@ -10,7 +10,7 @@ import typer
 
 from preemptd.cli import daemon, doctor, history, install_unit, notify, providers, rehearse, slurm_node, status, watch
 from preemptd.errors import CommandError, PreemptdError, place_of
-from preemptd.journal import printable
+from preemptd.log import printable
 
 EX_USAGE = 2
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 _NOT_SETTINGS = frozenset({"command", "config"})
+_REPEATABLE = frozenset({"provider", "sync"})
 
 Provider = Annotated[
     list[str] | None,
@@ -78,7 +79,7 @@ Listen = Annotated[
 def given(arguments: Mapping[str, object]) -> dict[str, object]:
     """Keep the settings that the command line names."""
     flags = {name: value for name, value in arguments.items() if value is not None and name not in _NOT_SETTINGS}
-    if "provider" in flags:
-        names = flags["provider"]
-        flags["provider"] = tuple(names) if isinstance(names, (list, tuple)) else (names,)
+    for name in _REPEATABLE & flags.keys():
+        values = flags[name]
+        flags[name] = tuple(values) if isinstance(values, (list, tuple)) else (values,)
     return flags

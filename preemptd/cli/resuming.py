@@ -8,26 +8,40 @@ from preemptd.config import Settings
 from preemptd.events import Event
 from preemptd.journal import Journal
 from preemptd.resumption.keeper import JobResumption, NoResumption, Resumption
-from preemptd.resumption.page import Place
-from preemptd.resumption.record import Record, job_name, variables
+from preemptd.resumption.page import Memory, Place
+from preemptd.resumption.record import JobName, Record, job_name, variables
 
 
 def resumption_of(
-    environ: Mapping[str, str], settings: Settings, argv: Sequence[str], complain: Callable[[str], None]
+    environ: Mapping[str, str],
+    settings: Settings,
+    argv: Sequence[str],
+    complain: Callable[[str], None],
+    memory: Memory | None,
 ) -> Resumption:
-    """Choose: nothing is kept where nothing would prove that a later start continues this one."""
+    """Choose: nothing is kept where nothing would prove that a later start continues this one.
+
+    Args:
+        environ: what we were started with.
+        settings: ours.
+        argv: the command.
+        complain: says a line to the user.
+        memory: for our own restarts; None: there are none.
+    """
     if settings.no_wandb or settings.dry_run:
         return NoResumption()
-    if _starts_agent(argv):
+    if starts_agent(argv):
         environ = {"WANDB_SWEEP_ID": "", **environ}  # which the agent sets for its runs
     name = job_name(environ, settings.job_id, argv, os.getcwd())
-    if name is None:
-        return NoResumption(variables(environ, Record()))
     place = Place.of(settings.checkpoint_dir, state_directory(environ, settings.state_dir))
-    return JobResumption(place, name, environ, complain)
+    if name is not None:
+        return JobResumption(place, name, environ, complain)
+    if memory is not None:
+        return JobResumption(place, JobName("this"), environ, complain, memory)
+    return NoResumption(variables(environ, Record()))
 
 
-def _starts_agent(argv: Sequence[str]) -> bool:
+def starts_agent(argv: Sequence[str]) -> bool:
     if "agent" not in argv:
         return False
     from preemptd.targets.roles import is_agent

@@ -6,21 +6,22 @@ Imported when the command has been started, where nothing could hold it back: a 
 import gc
 import os
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 
 from preemptd.cli.job_nodes import nodes_of
 from preemptd.cli.jobs import Ended, Made
+from preemptd.cli.leaving import see_to_leftovers
 from preemptd.cli.observing import pulses_among
+from preemptd.cli.restarting import may_restart, start_again
 from preemptd.cli.resuming import overheard
-from preemptd.cli.saying import warn_of_leftovers, write_end
+from preemptd.cli.saying import write_end
+from preemptd.cli.syncing import syncing_among
 from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Killing, Timing
 from preemptd.ledger import Ledger, Record
-from preemptd.model import Process
 from preemptd.notices import Meaning
 from preemptd.observe.pulses import Pulses
 from preemptd.parts import Marking, Nodes, NoLink, NoMarker, NoOuter, Parts
@@ -31,7 +32,6 @@ from preemptd.settling import Ending, Settled, settle
 from preemptd.targets.agents import agent_above
 from preemptd.targets.child import Child
 from preemptd.targets.scanner import Scanner
-from preemptd.targets.selection import without_own
 from preemptd.written import progress_in
 
 LAST_WORD_WITHIN = 0.5
@@ -50,7 +50,7 @@ def supervise(made: Made) -> Ended:
     job, settings, attempt = made.job, made.job.settings, made.ledger.record.attempt
     gc.freeze()
     gc.enable()
-    agent = _agent_above(made)
+    agent, restarts = _agent_above(made), may_restart(made)
     timing = Timing(settings.grace, settings.reserve, Killing.AT_RESERVE if settings.kill else job.killing)
     with (
         closing(Roster()) as roster,
@@ -58,21 +58,23 @@ def supervise(made: Made) -> Ended:
         closing(Daemon(_parts(made, roster, nodes), timing, made.supervision)) as daemon,
     ):
         with _guardian(made):
-            ending = daemon.run(stays=agent is not None)
+            ending = daemon.run(stays=agent is not None or restarts)
             made.supervision.finish()
+        sync_until = _hasten(made, ending)
         settled = _settle(ending, settings, made.ledger, made.before)
         conclusion = Conclusion(ending.outcome, settled.preempted or ending.held_back, ending.saved, settled.stuck)
         last_act = partial(daemon.settle, conclusion, SETTLE_BUDGET)
         done = last_act() if _is_urgent(made, ending) else None
         _see_to_runs(made, roster, nodes, ending, settled)
-        _settle_parts(made, ending, settled)
+        settled = _settle_parts(made, ending, settled, sync_until)
         write_end(made.journal, made.target.id, ending, settled, last_act() if done is None else done)
         if agent is not None and ending.started and not made.supervision.stopped:
             made.resumption.close()
-            daemon.hold(f"not ending yet: agent {agent} would take the sweep's next run, on this machine")
+            daemon.outliving().hold(f"not ending yet: agent {agent} would take the sweep's next run, on this machine")
+        status, again = start_again(made, daemon, ending, settled) if restarts else (settled.status, None)
     interrupted = isinstance(made.target, Child) and made.target.interrupted and not settled.preempted
     untold = ending.started and not ending.told and ending.meaning is Meaning.PREEMPTED
-    return Ended(settled.status, interrupted, untold and not made.supervision.stopped, attempt)
+    return Ended(status, interrupted, untold and not made.supervision.stopped, attempt, again)
 
 
 def _is_urgent(made: Made, ending: Ending) -> bool:
@@ -107,11 +109,21 @@ def _agent_above(made: Made) -> int | None:
     return agent_above(os.getpid())
 
 
-def _settle_parts(made: Made, ending: Ending, settled: Settled) -> None:
+def _hasten(made: Made, ending: Ending) -> float | None:
+    """Have sent away at once what the command has left; return till when there is time for it (None: all there is).
+
+    What a provider does at the end must not wait for that.
+    """
+    syncing_among(made.job.sinks).hasten(made.ledger.record.attempt)
+    return None if ending.spare is None else time.monotonic() + ending.spare - made.providers.need_at_the_end
+
+
+def _settle_parts(made: Made, ending: Ending, settled: Settled, sync_until: float | None) -> Settled:
     done = settled.status == 0 or ending.done
     failed = ending.started and not done and not ending.told
     made.resumption.settle(done=done and not settled.preempted, failed=failed)
-    _leave(made, settled)
+    see_to_leftovers(made, settled)
+    return syncing_among(made.job.sinks).conclude(ending, settled, sync_until, made.resumption.close)
 
 
 def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
@@ -129,6 +141,7 @@ def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
         providers=made.providers.certain,
         reasons=made.providers.reasons,
         candidates=made.providers.candidates,
+        outlived=made.job.restarts.outlived,
     )
 
 
@@ -164,19 +177,3 @@ def _settle(ending: Ending, settings: Settings, ledger: Ledger, before: Record) 
     else:
         ledger.write(replace(record, training=None, futile=settled.futile, told=()))
     return settled
-
-
-def _leave(made: Made, settled: Settled) -> None:
-    """See to what a finished command has left running."""
-    job = made.job
-
-    def left() -> Sequence[Process]:
-        before = job.helpers.pids
-        return without_own(made.tree.snapshot(), before, job.helpers.pids)
-
-    if job.settings.sweep:
-        from preemptd.targets.sweeping import sweep
-
-        sweep(left)
-    elif settled.status == 0 and isinstance(made.target, Child):  # one that was killed may leave anything for a moment
-        warn_of_leftovers(made.journal, left(), job.settings.signals)

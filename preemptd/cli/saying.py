@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from signal import Signals
 from typing import TYPE_CHECKING
 
 import preemptd
@@ -57,18 +56,3 @@ def write_end(journal: Journal, process: ProcessId, ending: "Ending", settled: "
     why = "; ".join((settled.why, *done))
     announced = ending.told or bool(done)
     journal.write("settled", status=settled.status, preempted=settled.preempted, announced=announced, why=why)
-
-
-def warn_of_leftovers(journal: Journal, snapshot: Sequence[Process], signals: Sequence[Signals]) -> None:
-    """Say that a command that put its work into the background is done for us, and its work is not."""
-    from preemptd.targets.reachability import brief
-    from preemptd.targets.roles import Role, roles
-
-    living = tuple(process for process in snapshot if process.state not in "ZX")
-    parts = roles(living, tuple(signals), frozenset())
-    left = [process for process in living if parts[process.pid].role is Role.WORK]
-    if left:
-        names = ", ".join(f"{brief(process)} (pid {process.pid})" for process in left[:3])
-        journal.warn(
-            f"the command has ended and left running: {names}; nobody hears notices for that (--sweep ends it)"
-        )

@@ -12,8 +12,8 @@ import typer
 from preemptd.cli.environment import link_directory, state_directory
 from preemptd.cli.history import end, when
 from preemptd.errors import ConfigError
-from preemptd.journal import printable
 from preemptd.link.peer import credentials
+from preemptd.log import printable
 from preemptd.observe.history import Entry, last_of_each
 from preemptd.observe.history_file import NAME, lives, read
 
@@ -81,7 +81,8 @@ def ask(path: str, *, must: bool) -> dict[str, object] | None:
 
 
 def words(answer: Mapping[str, object]) -> str:
-    lines = [f"pid {answer['pid']}{' (held back)' if answer['held'] else ''}, link {answer['link']}"]
+    ended = f" (has ended: {answer['waiting']})" if answer.get("waiting") else ""
+    lines = [f"pid {answer['pid']}{' (held back)' if answer['held'] else ended}, link {answer['link']}"]
     lines += [f"  target {target.get('name')}: {_target(target)}" for target in _list(answer.get("targets"))]
     for watch in _list(answer["watches"]):
         age = "no good answer yet" if watch["last_good_s"] is None else f"{watch['last_good_s']} s ago"

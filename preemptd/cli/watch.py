@@ -65,12 +65,26 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     sweep: Annotated[
         bool | None, typer.Option("--sweep", help="End what the command leaves running.", show_default=False)
     ] = None,
+    sync: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR=URL",
+            help="Restore DIR from URL before the start, and bring there what is saved (repeatable).",
+        ),
+    ] = None,
     loop: Annotated[
         bool | None,
         typer.Option(
             "--loop",
             help="Run COMMAND, a `wandb agent --count 1`, again and again until its sweep has ended.",
             show_default=False,
+        ),
+    ] = None,
+    restart: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Start COMMAND again if the notice that ended it is revoked or outlived, at most N times. Default: 0.",
         ),
     ] = None,
     requeue_on: Annotated[
@@ -113,6 +127,8 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     job = Job(tuple(command), environ, settings(flags, environ, config), Helpers())
     if job.settings.loop:
         from preemptd.cli.looping import run_rounds as run
+    elif job.settings.restart:
+        from preemptd.cli.restarting import run_again as run
     ended = run(job)
     if ended.interrupted:
         interrupt_own_group()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from preemptd.diagnosis.findings import Finding, JobDiagnosis, MachineDiagnosis, Seen, SeenRun, losses
-from preemptd.journal import printable
+from preemptd.log import printable
 from preemptd.targets.reachability import brief
 
 _OTHERS = ("mute-preemptd", "silent-preemptd")

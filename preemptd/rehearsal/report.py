@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from signal import Signals
 
-from preemptd.journal import printable
+from preemptd.log import printable
 from preemptd.written import Written
 
 Line = Mapping[str, object]

@@ -11,7 +11,7 @@ from preemptd.events import Event, RunsFound
 from preemptd.model import Run
 from preemptd.procfs import environ as environ_of
 from preemptd.resumption.offline import JOINS_SINCE, is_offline, version_of
-from preemptd.resumption.page import HeldError, Page, Place
+from preemptd.resumption.page import HeldError, Memory, Page, Place
 from preemptd.resumption.record import FRUITLESS, JobName, Record, updated, variables
 
 ANSWER_WITHIN = 1.0
@@ -76,14 +76,20 @@ class JobResumption:
     """One job's. Its file is touched in threads only: no hanging disk keeps the command from its start."""
 
     def __init__(
-        self, place: Place, name: JobName, environ: Mapping[str, str], complain: Callable[[str], None]
+        self,
+        place: Place,
+        name: JobName,
+        environ: Mapping[str, str],
+        complain: Callable[[str], None],
+        memory: Memory | None = None,
     ) -> None:
+        """Make it; with a *memory*, that is its file."""
         self._place = place
         self._name = name
         self._environ = environ
         self._complain = complain
         self._said: set[str] = set()
-        self._page = Page(place.directory, name.name)
+        self._page = memory or Page(place.directory, name.name)
         self._kept = Record()
         self._shared = False
         """Another command of this attempt has the same name: no id is for both."""

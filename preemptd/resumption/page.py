@@ -117,6 +117,34 @@ class Page:
             self._lock = None
 
 
+class Memory:
+    """In the place of a `Page`: for the starts of one preemptd, which nobody else continues."""
+
+    path = "memory"
+
+    def __init__(self) -> None:
+        self._record: Record | None = None
+
+    @property
+    def exists(self) -> bool:
+        return self._record is not None
+
+    def lock(self, patience: float) -> bool:  # noqa: ARG002 - see Page
+        return True
+
+    def read(self) -> Record:
+        return self._record or Record()
+
+    def write(self, record: Record) -> None:
+        self._record = record
+
+    def remove(self) -> None:
+        self._record = None
+
+    def unlock(self) -> None:
+        pass
+
+
 def _flock(lock: int, end: float) -> None:
     """Lock until monotonic *end*: another machine's watch may be about to end. Raises OSError."""
     while (error := _try_flock(lock)) is not None:

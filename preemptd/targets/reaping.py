@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 _PR_SET_CHILD_SUBREAPER = 36
+STARTED_WITHIN = 0.05
+"""Seconds; a helper's exec can hang on a network file system, and nobody waits for that."""
 OWN_COMMAND = "PREEMPTD_OWN_COMMAND"
 """In the environment of a provider's command, and of what srun starts for it on other nodes: this is no training."""
 
@@ -41,6 +43,8 @@ class Helpers:
     @property
     def pids(self) -> frozenset[int]:
         """The commands that run, and those that have ended and left something: their process groups bear the pid."""
+        if self._lock.acquire(timeout=STARTED_WITHIN):  # one that is just being started may be seen before it is known
+            self._lock.release()
         with self._left_lock:
             self._left = {group for group in self._left if _has_members(group)}
             return frozenset(self._pids | self._left)

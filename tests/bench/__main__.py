@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import faults, marking, size, slurm, speed, targets
+from tests.bench import agreement, checkpoint, client, faults, marking, size, slurm, speed, targets
 from tests.bench.page import put
 from tests.bench.wrappers import percentile, plain_venv, wrappers
 
@@ -23,10 +23,15 @@ def main() -> None:
         many = Path(scratch) / "targets"
         many.mkdir()
         parts[targets.MARK] = targets.figures(plain_venv(Path(scratch) / "venv"), many, quick=wishes.quick)
+        parts[client.MARK] = client.figures(plain_venv(Path(scratch) / "venv"), quick=wishes.quick)
         if faults.is_possible():
             parts[faults.MARK] = faults.figures(Path(scratch), quick=wishes.quick)
         if slurm.is_possible():
             parts[slurm.MARK] = slurm.figures(Path(scratch), quick=wishes.quick)
+        if agreement.is_possible():
+            parts[agreement.MARK] = agreement.figures(quick=wishes.quick)
+        if checkpoint.is_possible():
+            parts[checkpoint.MARK] = checkpoint.figures(Path(scratch), quick=wishes.quick)
     for name, text in parts.items():
         print(text)
         if wishes.write:

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python3}
-packages=(catatonit dbus dumb-init gcc iproute2 libc6-dev munge nftables podman polkitd procps python3-pip runc slurm-wlm systemd tini util-linux)
+packages=(catatonit dbus docker.io dumb-init gcc iproute2 libc6-dev munge nftables podman polkitd procps python3-pip runc slurm-wlm systemd tini util-linux)
 
 say() { echo "lab: $*"; }
 
@@ -33,7 +33,7 @@ install_packages() {
     apt-get install -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# munge and SLURM come with services; the tests start daemons of their own. A policy that is there already stays.
+# munge, SLURM and docker come with services; the tests start daemons of their own. A policy that is there already stays.
 without_starting_daemons() {
   local policy=/usr/sbin/policy-rc.d
   if [ -e "$policy" ]; then

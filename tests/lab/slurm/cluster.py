@@ -1,8 +1,8 @@
 """SLURM clusters for tests: munged, slurmctld and a slurmd a virtual node, in namespaces of their own (README.md)."""
 
 import os
-import re
 import pwd
+import re
 import shlex
 import signal
 import subprocess

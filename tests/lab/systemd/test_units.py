@@ -125,6 +125,7 @@ def test_with_the_one_privilege_another_users_training_is_told_and_its_workers_a
 
     assert saved["told"] == ["SIGUSR1"]
     assert not said(machine, "others", "lost")
+    assert "looking after 1 target; W&B runs are neither marked nor mended (--no-wandb)" in machine.log("preemptd")
 
 
 def test_a_daemon_that_was_killed_or_restarted_while_a_notice_was_open_tells_nobody_again(machine: Machine) -> None:
