@@ -1,8 +1,8 @@
 """The journal: one JSON line an event, given to each sink in a thread of its own."""
 
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -35,22 +35,20 @@ class Resting(Protocol):
 
 
 class Journal:
-    """Takes lines from any thread without ever blocking. All sinks get them in the same order, each at its own pace.
+    """Takes lines from any thread without ever blocking: nobody waits for a lock that another thread may hold.
 
-    A disk or a terminal that hangs must not keep a notice from the process, or from whoever else is to hear of it:
-    that is why each sink has a thread, and nobody else writes.
+    All sinks get them in the order of each thread that writes, and each at its own pace. A disk or a terminal that
+    hangs must not keep a notice from the process, or from whoever else is to hear of it: that is why each sink has a
+    thread, and nobody else writes.
     """
 
     def __init__(self) -> None:
-        self._sinks: list[Sink] = []
-        self._lock = threading.Lock()  # for all below
-        self._lanes: Sequence[Lane] | None = None
-        """None: not started."""
-        self._early: list[Line] = []
+        self._lanes: list[Lane] = []
+        self._started = False
 
     def add(self, sink: Sink) -> None:
         """Add a sink, before `start`."""
-        self._sinks.append(sink)
+        self._lanes.append(Lane(sink, self.warn))
 
     def start(self) -> None:
         """Start writing; lines from before are kept until then.
@@ -58,26 +56,14 @@ class Journal:
         Raises:
             RuntimeError: not one thread can be started.
         """
-        lanes: list[Lane] = []
-        for sink in self._sinks:
-            lane = Lane([sink], self.warn)
+        for lane in self._lanes:
             try:
                 lane.start()
             except RuntimeError:
-                if not lanes:
+                if not self._started:
                     raise
-                lanes[0].share(sink)
-            else:
-                lanes.append(lane)
-        self._open(lanes)
-
-    def _open(self, lanes: "Sequence[Lane]") -> None:
-        with self._lock:
-            for line in self._early:
-                for lane in lanes:
-                    lane.put(line)
-            self._early.clear()
-            self._lanes = lanes
+                self._lanes[0].carry(lane)
+            self._started = True
 
     def write(self, event: str, **fields: object) -> None:
         self._put({"event": event, **_clocks(), **fields})
@@ -90,60 +76,58 @@ class Journal:
         self._put({"event": "progress", "text": text})
 
     def _put(self, line: Line) -> None:
-        with self._lock:
-            if self._lanes is None:
-                self._early.append(line)
-            for lane in self._lanes or ():
-                lane.put(line)
+        for lane in reversed(self._lanes):  # the first one may carry others, whose lines it looks for at its own
+            lane.put(line)
 
     def flush(self, timeout: float, sinks: Sequence[Sink]) -> None:
         """Wait until *sinks* have all that was written so far, no longer than *timeout* seconds."""
-        self._await([lane for lane in self._lanes or () if lane.leads_to(sinks)], timeout)
+        self._await([lane for lane in self._lanes if lane.sink in sinks], timeout)
 
     def _await(self, lanes: "Sequence[Lane]", timeout: float) -> None:
         end = time.monotonic() + timeout
-        for passed in [lane.mark() for lane in lanes]:
+        for passed in [lane.mark() for lane in reversed(lanes)]:
             while not passed.is_set() and time.monotonic() < end:
                 time.sleep(LOOK_EVERY)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write out what is left, within *timeout* seconds; also what was said before a start that never came."""
         end = time.monotonic() + timeout
-        if self._lanes is None:
+        if not self._started:
             try:
                 self.start()
             except RuntimeError:  # no more threads here
                 self._write_out()
                 return
-        lanes = self._lanes or ()
-        self._await(lanes, timeout)  # then each has what the others complained of in their last lines
-        for lane in lanes:
+        self._await(self._lanes, timeout)  # then each has what the others complained of in their last lines
+        for lane in reversed(self._lanes):
             lane.end()
         end = max(end, time.monotonic() + LAST_WITHIN)
-        for lane in lanes:
+        for lane in self._lanes:
             lane.join(max(0.0, end - time.monotonic()))
 
     def _write_out(self) -> None:
         """Write in the thread that calls."""
-        lane = Lane(self._sinks, self.warn)
-        self._open([lane])
-        lane.end()
-        lane.run()
+        first, *others = self._lanes
+        for lane in others:
+            first.carry(lane)
+        first.end()
+        first.run()
 
 
 class Lane:
-    """The way to one sink, or to several that share a thread: order is kept, and who puts does not wait."""
+    """The way to one sink. One that has no thread of its own is carried by another one."""
 
-    def __init__(self, sinks: Sequence[Sink], complain: Callable[[str], None]) -> None:
-        self._sinks = list(sinks)
+    def __init__(self, sink: Sink, complain: Callable[[str], None]) -> None:
+        self.sink = sink
         self._complain = complain
-        self._failed: set[int] = set()
+        self._failed = False
+        self._lines: queue.SimpleQueue[Line | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self.run, name="journal", daemon=True)
-        self._changed = threading.Condition()  # for all below
-        self._waiting: deque[Line | threading.Event] = deque()
+        self._carried: list[Lane] = []
+        self._carrier: Lane | None = None
+        self._full = threading.Lock()  # for the one below, once it is not 0
         self._missing = 0
         """Lines that found no place since the last that did."""
-        self._ending = False
 
     def start(self) -> None:
         """Begin.
@@ -153,75 +137,87 @@ class Lane:
         """
         self._thread.start()
 
-    def share(self, sink: Sink) -> None:
-        """Lead to *sink* as well; before the first `put`."""
-        self._sinks.append(sink)
-
-    def leads_to(self, sinks: Sequence[Sink]) -> bool:
-        return any(sink in self._sinks for sink in sinks)
+    def carry(self, other: "Lane") -> None:
+        """Do the work of *other* as well."""
+        other._carrier = self
+        self._carried.append(other)
 
     def put(self, line: Line) -> None:
         """Hand *line* on. While the sink does not keep up, what comes last is left out, and counted."""
-        with self._changed:
-            if self._missing or len(self._waiting) >= MOST_WAITING:
-                self._missing += 1
-                return
-            self._waiting.append(line)
-            self._changed.notify()
+        if self._missing or self._lines.qsize() >= MOST_WAITING:
+            with self._full:
+                if self._missing or self._lines.qsize() >= MOST_WAITING:
+                    self._missing += 1
+                    return
+        self._lines.put(line)
 
     def mark(self) -> threading.Event:
-        """Return what is set when the sinks have all that was put so far."""
+        """Return what is set when the sink has all that was put so far."""
         passed = threading.Event()
-        with self._changed:
-            self._waiting.append(passed)
-            self._changed.notify()
+        self._lines.put(passed)
+        if self._carrier is not None:
+            self._carrier.mark()
         return passed
 
     def end(self) -> None:
         """End when nothing waits any more."""
-        with self._changed:
-            self._ending = True
-            self._changed.notify()
+        self._lines.put(None)
 
     def join(self, timeout: float) -> None:
-        self._thread.join(timeout)
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
 
     def run(self) -> None:
         """Hand on what comes, until the end; then close the sinks."""
-        while (line := self._next()) is not None:
-            if isinstance(line, threading.Event):
-                line.set()
-                continue
-            for sink in self._sinks:
-                self._call(sink, partial(sink.write, line))
-            if not self._waiting:
-                self._rest()
-        for sink in self._sinks:
-            self._call(sink, sink.close)
+        while (line := self._lines.get()) is not None:
+            self._hand_on(line)
+            self._catch_up()
+        self._finish()
 
-    def _next(self) -> Line | threading.Event | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._missing or self._ending)
-            if self._waiting:
-                return self._waiting.popleft()
-            missing, self._missing = self._missing, 0
-        if not missing:
-            return None
-        text = f"{missing} lines are missing here: more came than could be written"
-        return {"event": "warning", **_clocks(), "text": text}
+    def _hand_on(self, line: Line | threading.Event | None) -> None:
+        if isinstance(line, threading.Event):
+            line.set()
+        elif line is not None:
+            self._call(partial(self.sink.write, line))
+
+    def _catch_up(self) -> None:
+        """Do what is to be done when nothing waits, here and for those that are carried."""
+        for lane in self._carried:
+            lane._drain()
+        if self._lines.empty():
+            self._apologize()
+            self._rest()
+
+    def _drain(self) -> None:
+        while not self._lines.empty():
+            self._hand_on(self._lines.get())
+        self._apologize()
+        self._rest()
+
+    def _finish(self) -> None:
+        for lane in self._carried:
+            lane._finish()
+        self._drain()  # what sinks complained of behind the end
+        self._call(self.sink.close)
+
+    def _apologize(self) -> None:
+        if self._missing:
+            with self._full:
+                missing, self._missing = self._missing, 0
+            text = f"{missing} lines are missing here: more came than could be written"
+            self._hand_on({"event": "warning", **_clocks(), "text": text})
 
     def _rest(self) -> None:
-        for sink in self._sinks:
-            if isinstance(sink, Resting):
-                self._call(sink, sink.rest)
+        if isinstance(self.sink, Resting):
+            self._call(self.sink.rest)
 
-    def _call(self, sink: Sink, act: Callable[[], None]) -> None:
+    def _call(self, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:  # noqa: BLE001 - a bug, or no thread to be had: the others go on
-            if id(sink) not in self._failed:
-                self._failed.add(id(sink))
-                self._complain(f"{type(sink).__name__} failed: {error} at {place_of(error)}")
+            if not self._failed:
+                self._failed = True
+                self._complain(f"{type(self.sink).__name__} failed: {error} at {place_of(error)}")
 
 
 def _clocks() -> Line:

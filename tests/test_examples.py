@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -61,6 +63,7 @@ def rank_of(pid: int) -> str | None:
     return next((word[5:].decode() for word in environ if word.startswith(b"RANK=")), None)
 
 
+@pytest.mark.timeout(180)  # torch and wandb, three processes, twice
 def test_the_ddp_example_stops_all_ranks_at_the_same_step_when_one_is_told(tmp_path: Path, torch_python: str) -> None:
     torchrun = str(Path(torch_python).parent / "torchrun")
     command = [torchrun, "--standalone", "--nproc-per-node", "2", str(EXAMPLES / "train_ddp.py")]

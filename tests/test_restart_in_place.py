@@ -14,7 +14,7 @@ from tests.restarting import Restarting, on_ec2, training
 from tests.waiting import wait_until
 from tests.watching import ROOT, TRAINER, Watch, environment, read_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(200)]
 
 FIELDS = ("PREEMPTD_ATTEMPT", "PREEMPTD_RESUMED", "PREEMPTD_RESTART")
 
@@ -115,9 +115,11 @@ def test_what_was_outlived_and_is_announced_anew_is_told_again(tmp_path: Path) -
 
 
 def test_what_is_announced_for_a_later_time_meanwhile_holds_the_next_attempt(tmp_path: Path) -> None:
-    with FaultyEc2(grace=-50.0) as ec2, Restarting(tmp_path, ec2, last=2) as watch:
-        watch.preempt()
-        ec2.announcement.deadline = time.time() + 60
+    with FaultyEc2(grace=-45.0) as ec2, Restarting(tmp_path, ec2, last=2) as watch:
+        watch.await_said("ready")
+        ec2.announcement.announce()
+        watch.await_line("notice")
+        ec2.announcement.deadline = time.time() + 120
         watch.await_line("restarted")
         wait_until(lambda: any("not started before" in text for text in watch.texts()))
         started = len(watch.said("ready"))

@@ -16,7 +16,7 @@ from tests.restarting import Restarting, on_ec2, training
 from tests.waiting import wait_until
 from tests.watching import PREEMPTD, Watch, environment, read_lines
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(200)]
 
 
 @pytest.fixture

@@ -152,7 +152,9 @@ class Agreement:
         except Exception as error:  # noqa: BLE001  # torch's stores raise what their transport raises
             if self._is_alive() and not self._closed.is_set():
                 level = logging.WARNING if self._is_told or self._has_heard else logging.INFO
-                logger.log(level, "the ranks' store is gone: rank %s does without the others: %s", self._rank.name, error)
+                logger.log(
+                    level, "the ranks' store is gone: rank %s does without the others: %s", self._rank.name, error
+                )
             self._alone()
         finally:
             remove()

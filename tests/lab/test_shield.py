@@ -17,11 +17,12 @@ from tests.lab.test_agree import lines, running
 from tests.waiting import wait_until
 
 LOADER = str(ROOT / "tests" / "standins" / "shielded_loader.py")
+FORK = pytest.param("fork", marks=pytest.mark.soak)
 SPAWN = pytest.param("spawn", marks=pytest.mark.soak)
 
 
 def rest(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    return process.communicate(timeout=60)
+    return process.communicate(timeout=300)
 
 
 def is_alive(pid: int) -> bool:
@@ -31,7 +32,7 @@ def is_alive(pid: int) -> bool:
 
 
 def assert_gone(pids: Sequence[int]) -> None:
-    wait_until(lambda: not any(is_alive(pid) for pid in pids), 40, f"{pids} are gone")
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), 150, f"{pids} are gone")
 
 
 def ready(process: "subprocess.Popen[str]") -> list[int]:
@@ -40,7 +41,7 @@ def ready(process: "subprocess.Popen[str]") -> list[int]:
     return list(line["ready"])
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("method", ["fork", SPAWN])  # the forkserver itself dies of it
 def test_a_training_saves_when_its_whole_group_gets_sigterm_and_its_workers_end_with_it(
     torch_python: str, method: str
@@ -56,7 +57,7 @@ def test_a_training_saves_when_its_whole_group_gets_sigterm_and_its_workers_end_
     assert_gone(workers)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_without_the_shield_it_loses_its_checkpoint(torch_python: str) -> None:
     with running([torch_python, LOADER, "fork", "--bare"]) as process:
         ready(process)
@@ -64,10 +65,10 @@ def test_without_the_shield_it_loses_its_checkpoint(torch_python: str) -> None:
         out, err = rest(process)
 
     assert '"saved"' not in out
-    assert "is killed by signal: Terminated" in err
+    assert "RuntimeError: DataLoader worker (pid" in err  # killed, or exited unexpectedly: whichever is seen first
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_each_rank_saves_when_torchrun_passes_sigterm_on_to_their_groups(torch_python: str) -> None:
     torchrun = str(Path(torch_python).parent / "torchrun")
     command = [torchrun, "--standalone", "--nproc-per-node", "2", LOADER, "fork"]
@@ -80,7 +81,7 @@ def test_each_rank_saves_when_torchrun_passes_sigterm_on_to_their_groups(torch_p
     assert_gone(workers)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_workers_ignore_the_other_signals_that_are_for_the_trainer(torch_python: str) -> None:
     with running([torch_python, LOADER, "fork", "--steps", "200"]) as process:
         for pid in ready(process):
@@ -91,18 +92,18 @@ def test_workers_ignore_the_other_signals_that_are_for_the_trainer(torch_python:
     assert ('"saved"' in out, process.returncode) == (True, 0), err
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("method", ["fork", SPAWN, "forkserver"])
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("method", [FORK, SPAWN, "forkserver"])
 def test_no_worker_outlives_a_trainer_that_is_killed(torch_python: str, method: str) -> None:
     with running([torch_python, LOADER, method]) as process:
         workers = ready(process)
         process.kill()
-        process.wait(30)
+        process.wait(150)
 
         assert_gone(workers)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_worker_that_hangs_is_ended_by_its_trainer_as_without_the_shield(torch_python: str) -> None:
     with running([torch_python, LOADER, "fork", "--steps", "5", "--stuck"]) as process:
         workers = ready(process)
@@ -110,11 +111,11 @@ def test_a_worker_that_hangs_is_ended_by_its_trainer_as_without_the_shield(torch
         out, err = rest(process)
 
     assert ('"saved"' in out, process.returncode) == (True, 0), err
-    assert time.monotonic() - began < 45  # DataLoader waits five seconds for each; the batch would take a thousand
+    assert time.monotonic() - began < 300  # DataLoader waits five seconds for each; the batch would take a thousand
     assert_gone(workers)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_the_examples_of_the_page_run(torch_python: str, tmp_path: Path) -> None:
     loop, workers, own_init = re.findall(
         r"^```python\n(.*?)^```", (ROOT / "docs" / "pytorch.md").read_text(), re.MULTILINE | re.DOTALL

@@ -18,9 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tests.conftest import LAB, ROOT, pytest_configure
-from tests.lab.launchers import PATIENCE, STANDINS, Job, Place
+from tests.lab.launchers import STANDINS, Job, Place
 from tests.metadata_server import FaultyEc2
-from tests.watching import Watch
 
 PAGE = ROOT / "docs" / "quickstart.md"
 TABLE = re.compile(r"(<!-- transformers -->\n)(.*?)(<!-- /transformers -->)", re.DOTALL)
@@ -28,6 +27,8 @@ PYTHON = str(LAB / "torch" / "bin" / "python")
 TRAINER = str(STANDINS / "hf_trainer.py")
 GRACE = 30.0
 """Seconds between the SIGTERM, or the notice, and the end of the machine."""
+PATIENCE = 300.0
+"""Seconds until it trains, which are five where nothing else is at work."""
 TIMES = 3
 """What ranks without agreement do is a matter of luck."""
 EVALUATION = ("--evaluate", "1600", "--pace", "0.05")
@@ -103,16 +104,18 @@ def _sigterm(place: Place, row: Row, command: Sequence[str]) -> str:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         ) as process:
-            Watch.await_said(job, row.said, 4 * row.ranks, PATIENCE)
-            os.killpg(process.pid, signal.SIGTERM)
-            return _end(process)
+            try:
+                job.await_said(row.said, 4 * row.ranks, PATIENCE)
+                os.killpg(process.pid, signal.SIGTERM)
+                return _end(process)
+            finally:
+                process.kill()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> str:
     try:
         status = process.wait(GRACE)
     except subprocess.TimeoutExpired:
-        process.kill()
         return "killed"
     return f"exit {status if status >= 0 else 128 - status}"
 
