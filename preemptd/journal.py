@@ -28,10 +28,10 @@ class Sink(Protocol):
 
 
 @runtime_checkable
-class Resting(Protocol):
+class Idling(Protocol):
     """A sink that does something as soon as no line waits for it."""
 
-    def rest(self) -> None: ...
+    def when_idle(self) -> None: ...
 
 
 class Journal:
@@ -124,7 +124,7 @@ class Lane:
         self._lines: queue.SimpleQueue[Line | threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self.run, name="journal", daemon=True)
         self._carried: list[Lane] = []
-        self._carrier: Lane | None = None
+        self.carrier: Lane | None = None
         self._full = threading.Lock()  # for the one below, once it is not 0
         self._missing = 0
         """Lines that found no place since the last that did."""
@@ -139,7 +139,7 @@ class Lane:
 
     def carry(self, other: "Lane") -> None:
         """Do the work of *other* as well."""
-        other._carrier = self
+        other.carrier = self
         self._carried.append(other)
 
     def put(self, line: Line) -> None:
@@ -155,8 +155,8 @@ class Lane:
         """Return what is set when the sink has all that was put so far."""
         passed = threading.Event()
         self._lines.put(passed)
-        if self._carrier is not None:
-            self._carrier.mark()
+        if self.carrier is not None:
+            self.carrier.mark()
         return passed
 
     def end(self) -> None:
@@ -172,7 +172,7 @@ class Lane:
         while (line := self._lines.get()) is not None:
             self._hand_on(line)
             self._catch_up()
-        self._finish()
+        self.finish()
 
     def _hand_on(self, line: Line | threading.Event | None) -> None:
         if isinstance(line, threading.Event):
@@ -183,21 +183,21 @@ class Lane:
     def _catch_up(self) -> None:
         """Do what is to be done when nothing waits, here and for those that are carried."""
         for lane in self._carried:
-            lane._drain()
+            lane.drain()
         if self._lines.empty():
             self._apologize()
-            self._rest()
+            self._be_idle()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         while not self._lines.empty():
             self._hand_on(self._lines.get())
         self._apologize()
-        self._rest()
+        self._be_idle()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         for lane in self._carried:
-            lane._finish()
-        self._drain()  # what sinks complained of behind the end
+            lane.finish()
+        self.drain()  # what sinks complained of behind the end
         self._call(self.sink.close)
 
     def _apologize(self) -> None:
@@ -207,9 +207,9 @@ class Lane:
             text = f"{missing} lines are missing here: more came than could be written"
             self._hand_on({"event": "warning", **_clocks(), "text": text})
 
-    def _rest(self) -> None:
-        if isinstance(self.sink, Resting):
-            self._call(self.sink.rest)
+    def _be_idle(self) -> None:
+        if isinstance(self.sink, Idling):
+            self._call(self.sink.when_idle)
 
     def _call(self, act: Callable[[], None]) -> None:
         try:

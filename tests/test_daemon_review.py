@@ -289,7 +289,7 @@ def test_a_history_that_could_not_be_written_once_is_written_when_there_is_room_
     for event_id in ("a", "b"):
         notice = {"event": "notice", "t": 1.0, "event_id": event_id, "provider": "file", "kind": "preempt"}
         history.write({**notice, "grace": 30.0, "source": "here", "acted": True})
-        history.rest()
+        history.when_idle()
     path.unlink()
     history.write({"event": "stopped", "t": 2.0, "why": "somebody has stopped us"})
     history.close()

@@ -95,6 +95,25 @@ def test_what_finds_no_place_any_more_is_counted_and_said_once_when_there_is_roo
     assert last["event"] == "last"
 
 
+class Care(Lines):
+    """As `runs.aftercare.Aftercare`, whose `rest` ends the marking."""
+
+    rested = False
+
+    def rest(self) -> None:
+        self.rested = True
+
+
+def test_a_sink_that_marks_runs_as_well_is_not_put_to_rest_when_no_line_comes() -> None:
+    care = Care()
+    journal = made_of(care)
+    journal.write("notice")
+    journal.close()
+
+    assert events(care) == ["notice"]
+    assert not care.rested
+
+
 def test_the_end_comes_when_all_is_written_that_a_slow_one_still_has(gate: Gate) -> None:
     journal = made_of(gate)
     for _ in range(1000):

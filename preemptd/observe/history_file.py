@@ -40,7 +40,7 @@ class HistoryFile:
             self._story = Story(myself())
         self._keep(self._story.take(line))
 
-    def rest(self) -> None:
+    def when_idle(self) -> None:
         """Write what there is: where hundreds are told together, each makes an entry that the next one replaces."""
         entries, self._unwritten = self._unwritten, {}
         for entry in entries.values():
@@ -49,7 +49,7 @@ class HistoryFile:
     def close(self) -> None:
         if self._story is not None:
             self._keep(self._story.close())
-        self.rest()
+        self.when_idle()
 
     def _keep(self, entry: Entry | None) -> None:
         if entry is not None:
