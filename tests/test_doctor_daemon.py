@@ -114,8 +114,8 @@ def test_a_daemon_whose_targets_do_not_run_has_nothing_to_lose(short: Path) -> N
     ("targets", "said"),
     [
         ([], "warning: there is no [[target]], so only who registers over the link is told: looking after 0 targets"),
-        (["x"], ": looking after 1 target\n"),
-        (["x", "y"], ": looking after 2 targets\n"),
+        (["x"], ": looking after 1 target;"),
+        (["x", "y"], ": looking after 2 targets;"),
     ],
 )
 def test_it_says_how_many_targets_it_has_and_that_it_has_none(short: Path, targets: list[str], said: str) -> None:
