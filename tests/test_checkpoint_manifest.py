@@ -79,3 +79,9 @@ def test_what_json_would_not_give_back_is_refused_when_it_is_saved(metadata: Any
 def test_a_run_id_that_would_be_a_path_is_refused(run_id: Any) -> None:
     with pytest.raises(CheckpointError, match="cannot be a run id"):
         run_name(run_id)
+
+
+@pytest.mark.parametrize("metadata", [[1], "x", 7])
+def test_metadata_that_is_no_dict_is_refused(metadata: Any) -> None:
+    with pytest.raises(CheckpointError, match="metadata is of type"):
+        plain(metadata)

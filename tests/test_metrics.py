@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from preemptd.errors import ConfigError
 from preemptd.observe import web
-from preemptd.observe.health import Health, Heart, judge
+from preemptd.observe.health import POLLED_WITHIN, Health, Heart, judge
 from preemptd.observe.metrics import Metrics
 from preemptd.observe.web import Page, Web
 from tests.conftest import ROOT
@@ -98,6 +98,25 @@ def test_healthz_is_503_and_names_the_watch_before_its_first_answer_and_the_proc
         assert (entry["watch"], entry["ok"], entry["last_good_s"]) == ("ec2:spot/instance-action", False, None)
         assert get(port, "/healthz?live")[0] == 200
         assert figures(port)["preemptd_healthy"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(180)
+def test_healthz_turns_to_503_when_the_platform_falls_silent_and_back_when_it_answers(
+    tmp_path: Path, ec2: FaultyEc2
+) -> None:
+    with Watch(tmp_path, trainer("USR1"), *LISTEN, env=on_ec2(ec2)) as watch:
+        port = port_of(watch)
+        wait_until(lambda: get(port, "/healthz")[0] == 200)
+        ec2.fault = hang
+        wait_until(lambda: get(port, "/healthz")[0] == 503, 90)
+        silent = json.loads(get(port, "/healthz")[1])
+        ec2.fault = None
+        wait_until(lambda: get(port, "/healthz")[0] == 200, 60)
+
+    assert silent["state"] == "no answer"
+    assert silent["watches"][0]["last_good_s"] >= POLLED_WITHIN  # it is rounded
 
 
 def test_the_metrics_tell_of_a_notice_from_its_arrival_to_the_saved_checkpoint(tmp_path: Path, ec2: FaultyEc2) -> None:

@@ -20,14 +20,13 @@ from typing import Any, NamedTuple
 
 import preemptd
 from preemptd.integrations.generations import Generations, run_ids
+from preemptd.integrations.leaving import EX_TEMPFAIL, Preempted, exit_status
 from preemptd.integrations.manifest import CheckpointError, Fingerprint, Manifest, plain
 from preemptd.integrations.ranks import Ranks
 from preemptd.integrations.training_state import DamagedError, Stateful, TrainingState
 
-__all__ = ["CheckpointError", "Checkpointer", "Restored", "run_ids"]
+__all__ = ["CheckpointError", "Checkpointer", "Preempted", "Restored", "run_ids"]
 
-PREEMPTED = 75
-"""Exit status: EX_TEMPFAIL, there is more to do."""
 NO_RUN = "default"
 """Stands for the run id where there is none."""
 
@@ -80,6 +79,8 @@ class Checkpointer:
     ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: one checkpoint has to stay")
+        if not grace >= 0:
+            raise ValueError(f"grace={grace}: it is seconds, 0 or more")
         self.seconds: float | None = None
         """How long a save takes: the last one, or that of the checkpoint that was loaded; None: nobody knows."""
         self._directory = os.path.abspath(directory)
@@ -129,8 +130,7 @@ class Checkpointer:
             preemptd.notify(deadline_s=saved.left, reason=f"rank {saved.told} has been told")
         logger.warning("preempted: step %d is saved in %s, leaving", step, saved.path)
         _end_wandb_run(30.0 if saved.left is None else max(1.0, saved.left - 1.0))
-        # torchrun takes any other status for a failure, and starts new ranks on the machine that goes.
-        sys.exit(0 if "TORCHELASTIC_RUN_ID" in os.environ else PREEMPTED)
+        raise Preempted(exit_status())
 
     def remove(self) -> None:
         """Remove all checkpoints of this run, and nothing else: when its training has reached its end."""
@@ -225,9 +225,9 @@ def _clearly(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = f": {error.filename}" if error.filename else ""
-        raise CheckpointError(f"{what}: {error.strerror}{place}") from error
+        raise CheckpointError(f"{what}: {error.strerror}{place}") from None
     except CheckpointError as error:
-        raise CheckpointError(f"{what}: {error}") from error
+        raise CheckpointError(f"{what}: {error}") from error.__cause__
 
 
 def _wandb_run() -> Any:
@@ -249,7 +249,7 @@ def _end_wandb_run(patience: float) -> None:
     def end() -> None:
         try:
             run.mark_preempting()
-            run.finish(exit_code=PREEMPTED)
+            run.finish(exit_code=EX_TEMPFAIL)
         except Exception as error:  # noqa: BLE001  # wandb's insides; the checkpoint is what counts
             logger.warning("the W&B run was not ended: %r", error)
 

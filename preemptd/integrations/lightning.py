@@ -23,9 +23,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 import preemptd
+from preemptd.integrations.leaving import Preempted, exit_status, sync, time_left_in_words
 from preemptd.integrations.torch import agree, agree_on
 
-EX_TEMPFAIL = 75
+__all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]
+
 CHECKPOINT = "last-preempted.ckpt"
 """One of those that ``ckpt_path="last"`` chooses from, as the ``last.ckpt`` that `ModelCheckpoint` writes."""
 PART = ".part"
@@ -47,10 +49,6 @@ def _callbacks() -> tuple[type, ...]:
 
 
 _Callback: Any = type("_Callback", _callbacks(), {})
-
-
-class Preempted(SystemExit):
-    """What fit() of a preempted training raises when all is saved: uncaught, it ends the script without a word."""
 
 
 class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not there for mypy
@@ -175,7 +173,7 @@ class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not t
 
     def _save(self, trainer: Any) -> None:
         path = self._path(trainer)
-        logger.warning("preempted at step %d, %s", trainer.global_step, _time_left())
+        logger.warning("preempted at step %d, %s", trainer.global_step, time_left_in_words())
         preemptd.saving()
         is_local = isinstance(url_to_fs(path)[0], LocalFileSystem)
         trainer.save_checkpoint(path + PART if is_local else path)
@@ -187,9 +185,7 @@ class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not t
         preemptd.saved(trainer.global_step, path if is_here else None)
 
     def _leave(self, trainer: Any) -> None:
-        # torchrun takes another status for a failure and starts the ranks again; Lightning's launcher kills rank 0.
-        is_watched = "TORCHELASTIC_RUN_ID" in os.environ or trainer.local_rank > 0
-        raise Preempted(0 if is_watched else EX_TEMPFAIL)
+        raise Preempted(0 if trainer.local_rank > 0 else exit_status())  # else Lightning's own launcher kills rank 0
 
 
 class _Stop:
@@ -267,21 +263,8 @@ def _complete(path: str) -> None:
     part = path + PART
     files = [os.path.join(folder, name) for folder, _, names in os.walk(part) for name in names]
     for name in files or [part]:
-        _sync(name)
+        sync(name)
     if os.path.isdir(path):  # of a strategy that shards: a directory is not replaced
         shutil.rmtree(path)
     os.replace(part, path)
-    _sync(os.path.dirname(path))
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _time_left() -> str:
-    left = preemptd.time_left()
-    return "no time is named" if left is None else f"{left:.0f} s are left"
+    sync(os.path.dirname(path))

@@ -123,6 +123,8 @@ def plain(metadata: Mapping[str, object]) -> dict[str, object]:
 
     A scalar of NumPy or torch becomes the number that it holds, a tuple a list.
     """
+    if not isinstance(metadata, Mapping):
+        raise CheckpointError(f"metadata is of type {type(metadata).__name__}: give a dict")
     try:
         return {_key(key, "metadata"): _plain(value, f"metadata[{key!r}]") for key, value in metadata.items()}
     except RecursionError as error:

@@ -45,10 +45,10 @@ class TrainingState:
         if not os.path.isdir(path):
             raise CheckpointError(f"rank {rank} does not find {path}: all ranks have to see one and the same directory")
         own: dict[str, Any] = {"random": random_state.state()}  # before a state_dict() can draw a number
-        own["stateful"] = {name: part.state_dict() for name, part in self._parts.items() if name not in self._shared}
+        own["stateful"] = self._states(self._parts.keys() - self._shared)
         files = {rank_file(rank): self._dump(path, rank_file(rank), own)}
         if rank == 0:
-            files[SHARED] = self._dump(path, SHARED, {name: self._parts[name].state_dict() for name in self._shared})
+            files[SHARED] = self._dump(path, SHARED, self._states(self._shared))
         return files
 
     def read(self, path: str, files: Mapping[str, Fingerprint], rank: int, size: int) -> None:
@@ -91,9 +91,23 @@ class TrainingState:
             begin_anew = ["the random numbers", *(name for name in self._parts if name not in self._shared)]
             logger.warning("saved by another number of ranks: %s begin anew", _names(begin_anew))
 
+    def _states(self, names: Iterable[str]) -> dict[str, Any]:
+        name, states = "", {}
+        try:
+            for name in sorted(names):
+                states[name] = self._parts[name].state_dict()
+        except Exception as error:
+            raise CheckpointError(f"{name} does not give its state: {_line(error)}") from error
+        return states
+
     def _dump(self, path: str, name: str, states: Mapping[str, Any]) -> Fingerprint:
         place = os.path.join(path, name)
-        fingerprint = write(place, lambda file: torch.save(states, file))
+        try:
+            fingerprint = write(place, lambda file: torch.save(states, file))
+        except OSError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{name} cannot be written: {_line(error)}") from error
         if self._weights_only:
             try:  # the file is mapped, so this reads the pickle alone
                 torch.load(place, map_location="cpu", mmap=True, weights_only=True)

@@ -19,17 +19,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import preemptd
+from preemptd.integrations.leaving import Preempted, exit_status, sync, time_left_in_words
 from preemptd.integrations.torch import agree, shield_worker
 
-EX_TEMPFAIL = 75
+__all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]
+
 STATE = "trainer_state.json"
 """What the first rank writes last into a checkpoint."""
 
 logger = logging.getLogger(__name__)
-
-
-class Preempted(SystemExit):
-    """What train() of a preempted training raises when all is saved: uncaught, it ends the script without a word."""
 
 
 class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers is not there for mypy
@@ -101,8 +99,7 @@ class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     ) -> None:
         self._trains = False
         if self.preempted:
-            # torchrun takes any other status for a failure, and starts the ranks again on the machine that goes away.
-            raise Preempted(0 if "TORCHELASTIC_RUN_ID" in os.environ else EX_TEMPFAIL)
+            raise Preempted(exit_status())
         if self._says_done and not state.is_hyper_param_search and self._is_at_its_end(state):
             preemptd.done()
 
@@ -110,7 +107,7 @@ class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         """Have the Trainer save, unless this very step is saved, and leave its loops."""
         if not self.preempted:
             self.preempted = True
-            logger.warning("preempted at step %d, %s", state.global_step, _time_left())
+            logger.warning("preempted at step %d, %s", state.global_step, time_left_in_words())
             preemptd.saving()
             if self._kept == state.global_step:
                 self._say_saved(args, state)
@@ -121,7 +118,7 @@ class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     def _say_saved(self, args: TrainingArguments, state: TrainerState) -> None:
         path = os.path.join(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if self.preempted:
-            _sync(path)
+            _sync_all(path)
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # it is whole when all ranks have written theirs; and nobody leaves before
         preemptd.saved(state.global_step, path if os.path.isdir(path) else None)  # None: on another node's disk
@@ -229,18 +226,9 @@ def _shield(loader: object) -> None:
         loader.worker_init_fn = _ShieldedWorkers(init)
 
 
-def _sync(checkpoint: str) -> None:
+def _sync_all(checkpoint: str) -> None:
     """Have what this rank has written on the disk: the machine may be switched off."""
     for folder, _, names in os.walk(checkpoint):
         for path in (folder, *(os.path.join(folder, name) for name in names)):
             with contextlib.suppress(FileNotFoundError):  # another rank's, under the name it had while it was written
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-
-
-def _time_left() -> str:
-    left = preemptd.time_left()
-    return "no time is named" if left is None else f"{left:.0f} s are left"
+                sync(path)

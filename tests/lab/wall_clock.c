@@ -2,6 +2,7 @@
    program runs: 8 bytes for the wall clock, and 8 for the monotonic clock. What waits, waits as long as it would have. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -70,4 +71,9 @@ int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *
   int (*real)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *) = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
   struct timespec at = kernels(end);
   return real(condition, mutex, &at);
+}
+
+int clock_nanosleep(clockid_t clock, int flags, const struct timespec *wanted, struct timespec *left) {
+  struct timespec until = flags & TIMER_ABSTIME ? kernels(wanted) : *wanted;
+  return syscall(SYS_clock_nanosleep, clock, flags, &until, left) ? errno : 0;
 }

@@ -77,8 +77,8 @@ def test_root_may_ask_and_warn_the_daemon_of_a_user_which_cannot_see_roots_proce
     assert notice["acted"] is True
 
 
-def test_one_that_hangs_is_ended_and_started_anew(machine: Machine) -> None:
-    unit = "preemptd@bob.service"
+@pytest.mark.parametrize("unit", ["preemptd.service", "preemptd@bob.service"])
+def test_one_that_hangs_is_ended_and_started_anew(machine: Machine, unit: str) -> None:
     with running(machine, unit, FILE_ONLY, "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n") as pid:
         machine.systemctl("kill", "--signal=STOP", unit)
         wait_until(lambda: machine.show(unit, "NRestarts")["NRestarts"] == "1", 30, pause=0.1)
@@ -88,13 +88,13 @@ def test_one_that_hangs_is_ended_and_started_anew(machine: Machine) -> None:
         assert "Watchdog timeout" in machine.log(unit)
 
 
-def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine: Machine) -> None:
-    unit = "preemptd@alice.service"
+@pytest.mark.parametrize(("unit", "name"), [("preemptd.service", "preemptd"), ("preemptd@alice.service", "alice")])
+def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine: Machine, unit: str, name: str) -> None:
     with running(machine, unit, FILE_ONLY) as pid:
-        machine.write("/etc/preemptd/alice.toml", FILE_ONLY + "gracious = 5\n")
+        machine.write(f"/etc/preemptd/{name}.toml", FILE_ONLY + "gracious = 5\n")
         machine.systemctl("reload", unit)
         wait_until(lambda: "refused" in machine.show(unit, "StatusText")["StatusText"], 30, pause=0.1)
-        machine.write("/etc/preemptd/alice.toml", FILE_ONLY + '[[target]]\nmatch = "no such process"\n')
+        machine.write(f"/etc/preemptd/{name}.toml", FILE_ONLY + '[[target]]\nmatch = "no such process"\n')
         machine.systemctl("reload", unit)
         wait_until(lambda: "looking after" in machine.show(unit, "StatusText")["StatusText"], 30, pause=0.1)
         shown = machine.show(unit, "MainPID", "ActiveState", "NRestarts")
