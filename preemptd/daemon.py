@@ -34,7 +34,7 @@ from preemptd.events import (
 )
 from preemptd.model import Outcome
 from preemptd.notices import Meaning
-from preemptd.outliving import Outliving
+from preemptd.outliving import Holding, Outliving
 from preemptd.parts import Parts, Supervised, Timers
 from preemptd.provider import Conclusion
 from preemptd.settling import Ending
@@ -68,10 +68,10 @@ class Daemon:
         self._telling = Telling(parts, self._timers, supervision.id.pid)
         self._escalating = Escalating(parts, self._timers, timing, self._telling)
         self._answering = Answering(parts, self._timers, supervision, self._watching, self._telling, self._escalating)
+        self._holding = Holding(parts, self._timers, self._watching, self._escalating)
         self._outcome: Outcome | None = None
         self._terminated_in = 0
         """Number of the escalation in which SIGTERM has come to us."""
-        self._said_held = False
         self._sent_away = False
         """The command has ended, and somebody does not want us to wait for those who still save."""
         self.called_off = False
@@ -171,19 +171,11 @@ class Daemon:
         self._timers.cancel(self._decide)
         if not self._supervision.held:
             return
-        if self._escalating.meaning is Meaning.SUPERSEDED:
+        if (given_up := self._holding.given_up()) is not None:
             self._supervision.abandon()
-            self._outcome = Outcome(128 + Signals.SIGKILL)
-        elif self._escalating.current is None:
+            self._outcome = given_up
+        elif not self._holding.waits(self._decide):
             self._release()
-        elif self._escalating.is_irrevocable or self._parts.settings.when_pending == "exit":
-            why = "it will not be taken back" if self._escalating.is_irrevocable else "--when-pending exit"
-            self._supervision.abandon()
-            self._parts.journal.warn(f"not started: a notice is pending ({why})")
-            self._outcome = Outcome(self._parts.settings.preempted_exit_code)
-        elif not self._said_held:
-            self._said_held = True
-            self._parts.journal.warn("not started before the notice is taken back (--when-pending start: start anyway)")
 
     def _release(self) -> None:
         if not self._supervision.started:
@@ -284,9 +276,10 @@ class Daemon:
         now, roll, escalation = self._timers.now(), self._telling.roll, self._escalating.current
         sent_at = min(ended, escalation.began) if escalation is not None and escalation.already_sent else None
         reached = (self._telling.reached and self._escalating.explains_an_end) or sent_at is not None
+        ended_held = not self._supervision.started and self._holding.was_ended(outcome)
         return Ending(
             outcome,
-            told=self._parts.outer.preempted or reached,
+            told=self._parts.outer.preempted or reached or ended_held,
             meaning=self._escalating.meaning,
             started=self._supervision.started,
             done=roll.finished,

@@ -119,6 +119,14 @@ class Escalating:
             self._without_escalation = Meaning.STOPPED
         self._write("notice", notice, acted=notice.meaning is Meaning.SUPERSEDED, why=str(notice.meaning))
 
+    def outlive(self) -> Sequence[Notice]:
+        """Close what is open and told to nobody: the machine is still here. Return its notices."""
+        closed, self.current = self.current, None
+        self._timers.cancel(self._step)
+        self._timers.cancel(self._stop_waiting)
+        self._parts.nodes.inform(None)
+        return closed.notices if closed is not None else ()
+
     @property
     def meaning(self) -> Meaning:
         """What the end of the command will mean, if it was told of something."""

@@ -195,7 +195,7 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "saved": _acknowledged,
     "done": _acknowledged,
     "escalated": _escalated,
-    "waiting": lambda line: f"not ending yet: {line['why']}",
+    "waiting": lambda line: f"exit put off: {line['why']}",
     "restarted": lambda line: f"starts the command again ({line['number']} of {line['of']}): {line['why']}",
     "outlived": lambda line: f"{line['provider']} still announces what this machine has outlived: {line['kind']}",
     "revoked": lambda line: f"{line['provider']} takes its notice back",

@@ -1,4 +1,4 @@
-"""When the command has ended for a notice: waits until that is taken back, or the machine has outlived it."""
+"""When a notice is open and no command runs: waits until that is taken back, or the machine has outlived it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from preemptd.answering import Answering
 from preemptd.escalating import EXPIRES_AFTER, Escalating
 from preemptd.escalation import NOTIFIED, Escalation, deadline_of
 from preemptd.events import Event, LinkAsked, NoticeArrived, NoticeRevoked, SignalArrived, WatchChanged
+from preemptd.model import Outcome
 from preemptd.notices import Meaning, Notice
-from preemptd.parts import Parts, Supervised
+from preemptd.parts import Parts, Supervised, Timers
 from preemptd.supervision import STOPS
 from preemptd.targets.terminal import can_be_resumed, stop_own_group
 from preemptd.watching import Watching
@@ -107,11 +108,57 @@ class Outliving:
 
     def _signal(self, signum: Signals) -> None:
         if signum in STOPS:
+            self._parts.journal.warn(f"{signum.name} ends the waiting")
             self.stop = signum
         elif signum is Signals.SIGCHLD:
             self._supervision.children()
         elif signum is Signals.SIGTSTP and can_be_resumed():
             stop_own_group(signum)
+
+
+class Holding:
+    """An open notice holds the command back before its start; a start in place no longer than `Outliving.wait` does."""
+
+    def __init__(self, parts: Parts, timers: Timers, watching: Watching, escalating: Escalating) -> None:
+        self._parts = parts
+        self._timers = timers
+        self._watching = watching
+        self._escalating = escalating
+        self._again = parts.outlived is not None
+        self._said = False
+
+    def given_up(self) -> Outcome | None:
+        """Return what is to become of a command that is never started; None: it will be, now or later."""
+        if self._escalating.meaning is Meaning.SUPERSEDED:
+            return Outcome(128 + Signals.SIGKILL)
+        irrevocable, settings = self._escalating.is_irrevocable, self._parts.settings
+        if self._escalating.current is None or not (irrevocable or settings.when_pending == "exit"):
+            return None
+        why = "it will not be taken back" if irrevocable else "--when-pending exit"
+        self._parts.journal.warn(f"not started: a notice is pending ({why})")
+        return Outcome(settings.preempted_exit_code)
+
+    def waits(self, look: Callable[[], None]) -> bool:
+        """Say whether the command may not start yet; *look* is called when it may, unless an event comes before."""
+        escalation = self._escalating.current
+        if escalation is None:
+            return False
+        if self._again and outlived_at(escalation) <= self._timers.now():
+            for notice in self._escalating.outlive():
+                self._watching.outlive(notice)
+            return False
+        if self._again:
+            self._timers.at(outlived_at(escalation), look)
+        if not self._said:
+            self._said = True
+            or_when = f", or {OUTLIVED_AFTER:.0f} s after its deadline" if self._again else ""
+            anyway = "(--when-pending start: start anyway)"
+            self._parts.journal.warn(f"not started before the notice is taken back{or_when} {anyway}")
+        return True
+
+    def was_ended(self, outcome: Outcome) -> bool:
+        """Say whether *outcome* of a command to be started again is SIGTERM, the end that an open notice announces."""
+        return self._again and self._escalating.current is not None and outcome.status == 128 + Signals.SIGTERM
 
 
 def outlived_at(escalation: Escalation | None) -> float:

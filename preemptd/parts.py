@@ -266,8 +266,8 @@ class Parts:
     """By name: why they are."""
     candidates: Sequence[Provider]
     """Providers that ask the network, after the command has started, whether they are at home here."""
-    outlived: frozenset[str] = frozenset()
-    """Events that were announced before this start, and did not come: until a watch has seen the end of one."""
+    outlived: frozenset[str] | None = None
+    """Events that were announced before, and did not come; None: this is no later start in place (``--restart``)."""
 
 
 class Timers:

@@ -30,6 +30,7 @@ class Watching:
         self._provider_of: dict[str, str] = {}
         self._unanswered: set[str] = set()
         self._said_none = False
+        self._end_probing: Callable[[], None] = lambda: None
         self._out: set[str] = set()
         """Watches of which an outage was written down, and not its end."""
         self._silent: dict[str, str] = {}
@@ -46,7 +47,7 @@ class Watching:
 
     def probe(self) -> None:
         """Ask the network for the others, in threads; `ProvidersProbed` comes within about a second, perhaps again."""
-        probe_all(self._parts.candidates, self._parts.inbox.put)
+        self._end_probing = probe_all(self._parts.candidates, self._parts.inbox.put)
 
     def probed(self, event: ProvidersProbed) -> None:
         for provider in self._parts.candidates:
@@ -115,14 +116,18 @@ class Watching:
         self.answered(event.watch)
         notice = event.notice
         # What a watch sees at its first good look may be old; whatever it says later is news.
-        old = event.watch not in self._good and notice.event_id in self._parts.outlived
+        old = event.watch not in self._good and notice.event_id in (self._parts.outlived or ())
         if not old or (notice.deadline is not None and notice.remaining is not None and notice.remaining > 0):
             return True
+        self.outlive(notice)
+        return False
+
+    def outlive(self, notice: Notice) -> None:
+        """Write down that the machine is still here although *notice* is open; nobody is told of it."""
         self._parts.journal.write(
             "outlived", provider=notice.provider, event_id=notice.event_id, kind=str(notice.kind), source=notice.source
         )
         self.outlived |= {notice.event_id}
-        return False
 
     def revoked(self, event_id: str) -> None:
         self.outlived -= {event_id}
@@ -179,7 +184,8 @@ class Watching:
             return ""
 
     def stop(self) -> None:
-        """End the watches; the providers live until `close`."""
+        """End the watches and the probing; the providers live until `close`."""
+        self._end_probing()
         stop_all(list(self._pollers.values()), STOP_WITHIN)
 
     def close(self) -> None:

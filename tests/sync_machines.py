@@ -1,10 +1,11 @@
 """Machines that keep the checkpoints of one job at one URL."""
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.watching import Watch
+from tests.watching import Watch, environment
 
 TRAIN = """
 import os, pathlib, signal, sys, time
@@ -57,3 +58,14 @@ class Machine:
             for path in self.checkpoints.rglob("*")
             if path.is_file() and ".preemptd" not in path.parts
         }
+
+
+def wished(directory: Path, *wishes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*Watch.command("watch"), *(f"--sync={wish}" for wish in wishes), "--", "touch", "started"],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -15,6 +15,7 @@ from preemptd.registry import (
     probe_all,
     read_machine,
 )
+from tests.waiting import wait_until
 
 NOWHERE = Surroundings({})
 
@@ -200,6 +201,17 @@ def test_the_daemon_gets_one_event(hanging: Provider) -> None:
 
     assert events.get(timeout=20) == ProvidersProbed(found)
     assert events.empty()
+
+
+def test_a_probe_that_is_to_come_ends_when_nobody_waits_for_it() -> None:
+    events: SimpleQueue[Event] = SimpleQueue()
+    before = set(threading.enumerate())
+    end = probe_all(asked(Nowhere), events.put, again=(600.0,))
+    first = events.get(timeout=20)
+    end()
+
+    assert first == ProvidersProbed({}, last=False)
+    wait_until(lambda: set(threading.enumerate()) <= before)
 
 
 def test_with_nobody_to_ask_the_event_comes_all_the_same() -> None:

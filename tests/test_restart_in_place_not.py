@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,8 +40,33 @@ def test_a_stop_ends_the_waiting_at_once(tmp_path: Path, ec2: FaultyEc2, signum:
         ended = watch.wait()
 
     assert ended == status
+    assert watch.texts()[-1] == f"{signum.name} ends the waiting"
     assert len(watch.said("ready")) == 1
     assert watch.lines("restarted") == []
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "why"),
+    [
+        (signal.SIGTERM, 75, "preempted before it was started"),
+        (signal.SIGINT, 130, "never started"),
+    ],
+)
+def test_a_stop_ends_the_waiting_of_a_start_that_is_held_back_as_well(
+    tmp_path: Path, signum: signal.Signals, status: int, why: str
+) -> None:
+    with FaultyEc2(grace=-54.0) as ec2, Restarting(tmp_path, ec2) as watch:
+        watch.await_said("ready")
+        ec2.announcement.announce()
+        watch.await_line("waiting")
+        ec2.announcement.deadline = time.time() + 120
+        wait_until(lambda: any("not started before" in text for text in watch.texts()), 60)
+        watch.signal(signum)
+        ended = watch.wait()
+
+    assert (ended, len(watch.said("ready"))) == (status, 1)
+    assert watch.lines("settled")[-1]["why"] == why
+    assert ("not started again: SIGINT has come" in watch.texts()) is (signum is signal.SIGINT)
 
 
 def test_a_sigterm_in_the_pause_when_nothing_is_announced_any_more_is_a_stop(tmp_path: Path, ec2: FaultyEc2) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,10 +12,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.metadata_server import FaultyGce
-from tests.sync_machines import TRAIN, Machine
+from tests.sync_machines import TRAIN, Machine, wished
 from tests.test_watch import on_gce
 from tests.waiting import wait_until
-from tests.watching import Watch, environment
+from tests.watching import Watch
 
 pytestmark = pytest.mark.timeout(180)
 slow = pytest.mark.slow
@@ -145,6 +144,7 @@ def test_what_is_older_here_is_set_aside_and_the_rest_stays(here: Machine, there
     (aside,) = (there.checkpoints / ".preemptd" / "replaced").rglob("last.ckpt")
 
     assert watch.out == "from 2 1\n"
+    assert "; set aside in .preemptd/replaced: 1 file from here\n" in watch.err
     assert there.files().keys() == {"last.ckpt", "mine.pt", "step-1.pt", "step-2.pt"}
     assert aside.read_text() == "0"
 
@@ -256,14 +256,7 @@ def test_ctrl_c_ends_a_restore_that_hangs_and_the_command_is_not_started(here: M
 
 def test_a_wish_that_cannot_be_understood_is_refused_before_anything_starts(here: Machine) -> None:
     for wish in ("ckpt", "ckpt=relative", "=s3://bucket", "ckpt=nowhere://bucket/run"):
-        run = subprocess.run(
-            [*Watch.command("watch"), "--sync", wish, "--", "touch", "started"],
-            cwd=here.directory,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        run = wished(here.directory, wish)
 
         assert (run.returncode, len(run.stderr.splitlines())) == (2, 1), run.stderr
     assert not (here.directory / "started").exists()
@@ -273,7 +266,7 @@ def test_two_directories_that_lie_within_one_another_are_refused(here: Machine, 
     watch = here.run(f"--sync=ckpt/sub={store}2")
 
     assert watch.process.returncode == 2
-    assert "one lies within the other" in watch.err
+    assert "one directory lies within the other" in watch.err
 
 
 @slow

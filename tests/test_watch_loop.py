@@ -1,14 +1,16 @@
 """`preemptd watch --loop`: rounds of an agent, until a notice, a stop, or the end of the sweep."""
 
+import json
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from preemptd.cli.looping import FAILURES, after
-from preemptd.cli.rounds import LONGEST_PAUSE
+from preemptd.cli.rounds import LONE_WITHIN, LONGEST_PAUSE
 from tests.metadata_server import FaultyGce
 from tests.waiting import wait_until
 from tests.watching import ROOT, TRAINER, Watch
@@ -45,6 +47,54 @@ def test_the_agent_is_run_again_until_it_takes_no_run(tmp_path: Path) -> None:
     assert (status, len(rounds(tmp_path))) == (0, 4)
     assert len(watch.lines("started")) == len(watch.lines("settled")) == 4
     assert "its sweep has ended" in texts(watch)[-1]
+
+
+def test_a_round_begins_when_the_last_one_has_ended_and_waits_for_no_thread_of_it(tmp_path: Path) -> None:
+    with loop(tmp_path, ["a 0", "b 0", "c 0", "- 0"]) as watch:
+        watch.wait()
+
+    ended, begun = ([float(str(line["mono"])) for line in watch.lines(event)] for event in ("settled", "started"))
+    assert min(later - earlier for earlier, later in zip(ended, begun[1:], strict=False)) < LONE_WITHIN / 2
+
+
+def announced(directory: Path, ago: float) -> tuple[Mapping[str, str], Path]:
+    """Write a signal file, whose deadline was so many seconds *ago*, to be renamed to where it is looked for."""
+    signals = directory / "signals"
+    signals.mkdir()
+    file = directory / "announced"
+    file.write_text(json.dumps({"deadline": time.time() - ago}))
+    return {"PREEMPTD_SIGNAL_DIR": str(signals)}, file
+
+
+def test_a_notice_that_comes_between_two_rounds_is_outlived_by_the_next_one(tmp_path: Path) -> None:
+    env, file = announced(tmp_path, ago=52)
+    options = ("--restart", "1", "--job-id", "sweep", "--state-dir", str(tmp_path / "state"))
+    with loop(tmp_path, ["- 1", "a 0", "- 0"], *options, env=env) as watch:
+        wait_until(lambda: any("again in 1 s" in text for text in texts(watch)), 30)
+        file.rename(tmp_path / "signals" / "sweep.preempt")
+        wait_until(lambda: any("not started before" in text for text in texts(watch)))
+        held = len(rounds(tmp_path))
+        status = watch.wait()
+
+    assert (status, held, len(rounds(tmp_path))) == (0, 1, 3)
+    assert "not started before the notice is taken back, or 60 s after its deadline" in str(texts(watch))
+    assert len(watch.lines("outlived")) >= 1
+    assert (watch.lines("told"), watch.lines("restarted")) == ([], [])
+
+
+def test_a_round_that_may_not_be_restarted_waits_until_the_notice_is_taken_back(tmp_path: Path) -> None:
+    env, file = announced(tmp_path, ago=200)
+    options = ("--job-id", "sweep", "--state-dir", str(tmp_path / "state"))
+    with loop(tmp_path, ["- 1", "- 0"], *options, env=env) as watch:
+        wait_until(lambda: any("again in 1 s" in text for text in texts(watch)), 30)
+        file.rename(tmp_path / "signals" / "sweep.preempt")
+        wait_until(lambda: any("not started before" in text for text in texts(watch)))
+        held = len(rounds(tmp_path))
+        (tmp_path / "signals" / "sweep.preempt").unlink()
+        status = watch.wait()
+
+    assert (status, held, len(rounds(tmp_path))) == (0, 1, 2)
+    assert watch.lines("outlived") == []
 
 
 def test_a_round_is_no_attempt_of_the_job(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_ctrl_z_and_ctrl_c_work_while_a_restart_is_waited_for(preempted: tuple[S
     bash.type(f"PREEMPTD_RESTART=1 $P {' '.join(trainer('USR1'))} > /dev/null")
     wait_until((bash.log.parent / "trainer").exists)
     ec2.announcement.announce()
-    bash.see("not ending yet")
+    bash.see("exit put off")
 
     bash.press(CTRL_Z)
     bash.see("Stopped")
@@ -293,4 +293,4 @@ def test_ctrl_c_after_the_telling_is_a_wish_that_nothing_is_started_again(preemp
     bash.see("prompt> ")
 
     assert bash.status() == 75
-    assert "not ending yet" not in bash.screen
+    assert "exit put off" not in bash.screen

@@ -14,6 +14,7 @@ from preemptd.cli.environment import attempt_of, default_link, for_command, is_s
 from preemptd.cli.jobs import Ended, Job, Made, Providers
 from preemptd.cli.observing import finish, observers
 from preemptd.cli.resuming import look, resumption_of
+from preemptd.cli.rounds import not_again
 from preemptd.cli.saying import command_of, write_start
 from preemptd.cli.syncing import syncing_among
 from preemptd.config import PREFIX
@@ -70,6 +71,8 @@ def run(job: Job) -> Ended:
         stops: list[int] = []
         finish(journal, job.sinks, partial(_is_interrupted, inbox, stops))
         _is_interrupted(inbox, stops)
+        if stops and ended.again is not None:
+            journal.warn(not_again(stops[0]))
         return ended.with_stops(stops)
     finally:
         journal.close()

@@ -8,10 +8,7 @@ from glob import escape, glob
 from preemptd.cli.compose import run
 from preemptd.cli.jobs import Ended, Job
 from preemptd.cli.restarting import allowing_restarts
-from preemptd.cli.rounds import be_alone, pause_after, stops_noted, wait
-from preemptd.journal import Journal
-from preemptd.journal_file import JournalFile
-from preemptd.log import Log
+from preemptd.cli.rounds import be_alone, pause_after, say, stops_noted, wait
 
 FAILURES = 20
 """So many in a row without a run: the command's status is ours."""
@@ -59,7 +56,7 @@ def run_rounds(job: Job) -> Ended:
                     return ended
                 following = after(ended.status, _taken(directory) != before, failures)
                 if following.why:
-                    _say(job, following.why)
+                    say(job, following.why)
                 if following.pause is None:
                     return ended
                 wait(following.pause, stops)
@@ -80,12 +77,3 @@ def _taken(directory: str) -> Runs:
             continue
         found[path] = (about.st_mtime_ns, about.st_ino)
     return found
-
-
-def _say(job: Job, text: str) -> None:
-    journal = Journal()
-    journal.add(Log(2, job.settings.log_format))
-    if job.settings.journal:
-        journal.add(JournalFile(job.settings.journal, journal.warn))
-    journal.warn(text)
-    journal.close()

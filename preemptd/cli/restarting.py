@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from preemptd.cli.compose import run
 from preemptd.cli.jobs import Ended, Job, Made, Restarts
 from preemptd.cli.resuming import starts_agent
-from preemptd.cli.rounds import be_alone, pause_after, stops_noted
+from preemptd.cli.rounds import be_alone, not_again, pause_after, say, stops_noted
 from preemptd.resumption.page import Memory
 from preemptd.slurm_job import job_of
 from preemptd.targets.child import Child
@@ -37,6 +37,7 @@ def run_again(job: Job) -> Ended:
                 return ended
             be_alone()
             if stops:
+                say(job, not_again(stops[0]))
                 return ended.with_stops(stops)
             job = replace(job, attempt=ended.attempt + 1, restarts=ended.again)
 
@@ -71,6 +72,8 @@ def _obstacle(made: Made) -> str:
 def start_again(made: Made, daemon: "Daemon", ending: "Ending", settled: "Settled") -> tuple[int, Restarts | None]:
     """Wait until the machine is safe; return our status and what the next start goes by, None if there is none."""
     outliving, restarts = daemon.outliving(), made.job.restarts
+    if made.job.attempt is not None and made.supervision.stopped and not ending.started and not settled.preempted:
+        made.journal.warn(not_again(ending.outcome.status - 128))
     if outliving.is_final or not _is_wanted(made, daemon, ending, settled):
         return settled.status, None
     number, of = restarts.done + 1, restarts.allowed

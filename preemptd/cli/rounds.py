@@ -6,6 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from preemptd.cli.jobs import Job
+from preemptd.journal import Journal
+from preemptd.journal_file import JournalFile
+from preemptd.log import Log
 from preemptd.supervision import FORWARDED, STOPS, signals_to_catch
 
 FIRST_PAUSE = 1.0
@@ -35,6 +39,21 @@ def be_alone() -> None:
     end = time.monotonic() + LONE_WITHIN
     while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def not_again(stop: int) -> str:
+    """Say that the signal *stop* keeps the command from its next start."""
+    return f"not started again: {signal.Signals(stop).name} has come"
+
+
+def say(job: Job, text: str) -> None:
+    """Warn where no journal is open."""
+    journal = Journal()
+    journal.add(Log(2, job.settings.log_format))
+    if job.settings.journal:
+        journal.add(JournalFile(job.settings.journal, journal.warn))
+    journal.warn(text)
+    journal.close()
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def supervise(made: Made) -> Ended:
     with (
         closing(Roster()) as roster,
         closing(nodes_of(made)) as nodes,
-        closing(Daemon(_parts(made, roster, nodes), timing, made.supervision)) as daemon,
+        closing(Daemon(_parts(made, roster, nodes, restarts=restarts), timing, made.supervision)) as daemon,
     ):
         with _guardian(made):
             ending = daemon.run(stays=agent is not None or restarts)
@@ -126,7 +126,8 @@ def _settle_parts(made: Made, ending: Ending, settled: Settled, sync_until: floa
     return syncing_among(made.job.sinks).conclude(ending, settled, sync_until, made.resumption.close)
 
 
-def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
+def _parts(made: Made, roster: Roster, nodes: Nodes, *, restarts: bool) -> Parts:
+    again = restarts and made.job.attempt is not None
     return Parts(
         settings=made.job.settings,
         inbox=made.inbox,
@@ -141,7 +142,7 @@ def _parts(made: Made, roster: Roster, nodes: Nodes) -> Parts:
         providers=made.providers.certain,
         reasons=made.providers.reasons,
         candidates=made.providers.candidates,
-        outlived=made.job.restarts.outlived,
+        outlived=made.job.restarts.outlived if again else None,
     )
 
 

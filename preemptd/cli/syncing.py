@@ -1,6 +1,7 @@
 """`preemptd watch --sync DIR=URL`: the command goes on with what lies at URL, and what it saves is brought there."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from preemptd.cli.jobs import Job
     from preemptd.settling import Ending, Settled
     from preemptd.sync.keeping import Pair
+
+
+_NOWHERE = frozenset({"memory", "local", "data"})
+"""What fsspec knows, and what ends with the process, or is a path under another name."""
 
 
 @runtime_checkable
@@ -102,26 +107,69 @@ def pairs_of(wishes: Sequence[str]) -> "Sequence[Pair]":
     """Read ``DIR=URL``.
 
     Raises:
-        ConfigError: that is none, or two of them are about the same directory or URL.
+        ConfigError: that is none, or two of them are about the same directory or URL, or what is sent would lie in a
+            directory that is sent.
     """
+    pairs = [_pair(wish) for wish in wishes]
+    for number, pair in enumerate(pairs):
+        for other in pairs[:number]:
+            both, sides = f"--sync {pair.shown} and --sync {other.shown}", (_sides(pair), _sides(other))
+            for what, one, another in zip(("directory", "URL"), *sides, strict=True):
+                if one == another:
+                    raise ConfigError(f"{both}: the {what} is named twice")
+                if _overlap(one, another):
+                    raise ConfigError(f"{both}: one {what} lies within the other")
+    for pair in pairs:
+        for other in pairs:
+            if _overlap(_sides(pair)[0], _sides(other)[1]):
+                whose = "URL" if other is pair else f"URL of --sync {other.shown}"
+                raise ConfigError(
+                    f"--sync {pair.shown}: the directory and the {whose} lie within one another: it would send itself"
+                )
+    return pairs
+
+
+def _pair(wish: str) -> "Pair":
     from preemptd.sync.keeping import Pair
 
-    pairs: list[Pair] = []
-    for wish in wishes:
-        shown = discreet(wish)
-        directory, _, url = wish.partition("=")
-        if url.startswith("/"):
-            url = f"file://{url}"
-        if not directory or "://" not in url or "\0" in wish:
-            raise ConfigError(f"--sync {shown}: say DIR=URL, as in checkpoints=s3://bucket/run42")
-        pair = Pair(os.path.abspath(directory), url.rstrip("/"), shown)
-        for other in pairs:
-            if _overlap(pair.directory, other.directory) or _overlap(pair.url, other.url):
-                raise ConfigError(f"--sync {shown} and --sync {other.shown}: one lies within the other")
-        if os.path.lexists(pair.directory) and not os.path.isdir(pair.directory):
-            raise ConfigError(f"--sync {shown}: {directory} is no directory")
-        pairs.append(pair)
-    return pairs
+    directory, _, url = wish.partition("=")
+    if url.startswith("/"):
+        url = f"file://{url}"
+    if not directory or "://" not in url or "\0" in wish:
+        raise ConfigError(f"--sync {discreet(wish)}: say DIR=URL, as in checkpoints=s3://bucket/run42")
+    if why := _no_directory(os.path.abspath(directory)) or _no_url(url):
+        raise ConfigError(f"--sync {discreet(wish)}: {why}")
+    return Pair(os.path.abspath(directory), url.rstrip("/"), discreet(wish))
+
+
+def _no_directory(directory: str) -> str:
+    """Say why that cannot be kept anywhere; empty: it can."""
+    if os.path.realpath(directory) == "/":
+        return "the directory is /: name one below it"
+    above = directory
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    return "" if os.path.isdir(above) else f"{above} is no directory"
+
+
+def _no_url(url: str) -> str:
+    """Say why nothing can be kept there, as far as the name tells; empty: it can."""
+    protocol, _, place = url.partition("://")
+    if protocol == "file" and not place.startswith("/"):
+        return "file:// takes an absolute path, as in file:///mnt/nfs/run42"
+    if protocol == "file" and os.path.realpath(place) == "/":
+        return "the URL is /: name a directory below it"
+    if not re.fullmatch(r"[A-Za-z][\w+.-]*", protocol) or protocol in _NOWHERE:
+        return f"nothing is kept at {protocol}://, say s3://, gs://, abfs:// or a path"
+    if not place.partition("/")[0] and protocol != "file":
+        return f"{protocol}:// names no bucket, say {protocol}://bucket/run42"
+    return ""
+
+
+def _sides(pair: "Pair") -> tuple[str, str]:
+    """Name both ends so that they can be compared: paths without symbolic links."""
+    path = pair.url.removeprefix("file://")
+    return os.path.realpath(pair.directory), pair.url if path == pair.url else os.path.realpath(path)
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -190,7 +190,7 @@ class UrlSync:
             said = what == "sent" and not failing
             return f"warning: {place}: nothing could be sent: {result.get('why')}" if said else ""
         about = f"generation {result.get('generation')}, {_size(result.get('size'))}"
-        aside = f"; {result['aside']} files from here are in .preemptd/replaced" if result.get("aside") else ""
+        aside = f"; set aside in .preemptd/replaced: {_files(result['aside'])}" if result.get("aside") else ""
         if what == "sent" and not (last or failing or pair not in self._told):
             return ""
         texts = {
@@ -222,6 +222,10 @@ def _stop_in(inbox: Inbox, stops: frozenset[Signals], others: list[Event]) -> Si
             return event.signum
         others.append(event)
     return None
+
+
+def _files(count: object) -> str:
+    return "1 file from here" if count == 1 else f"{count} files from here"
 
 
 def _size(value: object) -> str:

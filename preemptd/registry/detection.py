@@ -148,15 +148,17 @@ def probe_all(
     put: Callable[[Event], None],
     limit: float = 1.0,
     again: Sequence[float] = PROBE_AGAIN,
-) -> None:
+) -> Callable[[], None]:
     """As `probe`, in a thread of its own, and *again* so many seconds later each, until something is found.
 
-    Puts a `ProvidersProbed` within *limit* seconds each time.
+    Puts a `ProvidersProbed` within *limit* seconds each time. Returns what ends it before its time.
     """
+    over = threading.Event()
 
     def ask() -> None:
         for left, pause in zip(range(len(again), -1, -1), (0.0, *again), strict=True):
-            time.sleep(pause)
+            if over.wait(pause):
+                return
             found = probe(providers, limit)
             is_last = bool(found) or not providers or left == 0
             put(ProvidersProbed(found, is_last))
@@ -168,6 +170,7 @@ def probe_all(
     except RuntimeError as error:  # no more threads here
         logger.debug("nobody is probed: %s", error)
         put(ProvidersProbed({}))
+    return over.set
 
 
 def _ask(provider: Provider, answers: "queue.SimpleQueue[tuple[str, object]]") -> bool:

@@ -1,6 +1,7 @@
 """From the directory to a URL: what has changed, and at the very end the manifest that makes it count."""
 
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +25,8 @@ from preemptd.sync.folder import (
     without_logs,
     write_marker,
 )
-from preemptd.sync.layout import Contents, Entry, Generation, Manifest, SyncError, Writer, owner
-from preemptd.sync.store import Moved, Store
+from preemptd.sync.layout import DATA, Contents, Entry, Generation, Manifest, SyncError, Writer, owner
+from preemptd.sync.store import FULL, Moved, Store, naming
 
 AT_ONCE = 4
 """Files on their way at the same time."""
@@ -33,6 +34,10 @@ ROUNDS = 5
 """So often an upload is begun again when files change under it, before somebody hears of it."""
 PAUSE = 0.2
 """Seconds before the second round; more before each that follows."""
+DISCARDED_WITHIN = 10.0
+"""Seconds for the removal of what a failed upload has left; the next one removes the rest."""
+SETTLED_WITHIN = 2.0
+"""Seconds for whoever has looked at the claims before ours was there to write a manifest."""
 KEEP = 2
 """Generations that are left at the URL."""
 
@@ -92,14 +97,29 @@ class Sending:
         if not state or (marker is not None and state == {path: about[0] for path, about in marker.files.items()}):
             return Sent(None)
         generation = Generation(self._writer, contents.next_number)
-        state = self._send_all(state, generation)
-        files = [self._entry(path, found) for path, found in sorted(state.items())]
-        self._checked()
+        folder = generation.folder(secrets.token_hex(4))
+        try:
+            state = self._send_all(state, folder)
+            files = [self._entry(path, found) for path, found in sorted(state.items())]
+            self._checked()
+        except Exception:
+            self._discard(folder)
+            raise
         manifest = Manifest(generation, files, job.name, job.attempt, round(time.time(), 3))
-        self._store.write_manifest(manifest)
+        try:
+            self._store.write_manifest(manifest)
+        except Exception:
+            if not self._store.may_hold(generation):
+                self._discard(folder)
+            raise
         held = {path: self._sent.get(path, (found, "", "")) for path, found in state.items()}
         write_marker(self._directory, Marker(fingerprint(self._url), generation.manifest, held))
         return Sent(manifest, self._bytes)
+
+    def _discard(self, folder: str) -> None:
+        removal = threading.Thread(target=self._store.discard, args=(folder,), daemon=True)
+        removal.start()
+        removal.join(DISCARDED_WITHIN)
 
     def _checked(self) -> Contents:
         """Look who writes there. Between this look and the next write another one may begin: its epoch is greater."""
@@ -109,9 +129,9 @@ class Sending:
             raise SyncError("another machine has begun with it since then, and this one sends nothing more", "fenced")
         return contents
 
-    def _send_all(self, state: State, generation: Generation) -> State:
+    def _send_all(self, state: State, folder: str) -> State:
         """Bring all files there until nothing has changed meanwhile; return what was sent."""
-        folder, changed = generation.folder(secrets.token_hex(4)), ""
+        changed = ""
         for number in range(ROUNDS):
             time.sleep(PAUSE * number)
             changed = self._send_new(state, f"{folder}/{number}")
@@ -167,7 +187,8 @@ class Sending:
         folder = mkdtemp(prefix="preemptd-sync-")
         try:
             copy = paths.join(folder, "log")
-            copy_part(paths.join(self._directory, path), copy, found.size)
+            with naming(folder):
+                copy_part(paths.join(self._directory, path), copy, found.size)
             self._store.put(copy, name, moved)
             size = paths.getsize(copy)
             digest = sha256_of(copy)
@@ -203,6 +224,52 @@ def clean(store: Store, newest: Manifest) -> None:
     store.remove(generation.manifest for generation in ours[KEEP:])
     store.remove(writer.claim for writer in contents.claims if writer < newest.generation.writer)
     store.remove(name for name in store.data() if name not in needed and _is_done(name, newest.generation))
+
+
+def claim(store: Store, writer: Writer) -> int:
+    """Claim the URL for *writer*; on a disk that is full remove what torn uploads have left; return those bytes.
+
+    Raises:
+        SyncError: the disk is full, and nothing can be removed.
+    """
+    try:
+        store.write_claim(writer)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        removed = _make_room(store, writer)
+        full = f"{error.strerror}: {error.filename}"
+        if not removed:
+            raise SyncError(
+                f"{full}: make room there; while nobody sends to it, what no manifest-*.json names in {DATA}/ can go"
+            ) from error
+        store.write_claim(writer)
+        return removed
+    return 0
+
+
+def _make_room(store: Store, writer: Writer) -> int:
+    """Remove the data of earlier writers that no manifest names.
+
+    Only when the claim is there, be it empty: whoever sends now sees it before it writes a manifest, and writes none.
+    """
+    if store.contents().last_writer != writer:
+        return 0
+    time.sleep(SETTLED_WITHIN)
+    data = store.data()
+    try:
+        manifests = [store.read_manifest(generation) for generation in store.contents().generations]
+    except (ValueError, FileNotFoundError):  # nobody knows what it names
+        return 0
+    needed = {entry.object for manifest in manifests for entry in manifest.files}
+    torn = {name: size for name, size in data.items() if name not in needed and _is_before(name, writer)}
+    store.remove(torn)
+    return sum(torn.values())
+
+
+def _is_before(name: str, writer: Writer) -> bool:
+    by = owner(name)
+    return by is not None and by.writer < writer
 
 
 def _is_done(name: str, newest: Generation) -> bool:

@@ -1,9 +1,11 @@
 """What lies at one URL, through fsspec. Only our child process imports this: a store that hangs hangs that alone."""
 
+import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 import fsspec
 from fsspec.callbacks import Callback
@@ -27,6 +29,7 @@ _OPTIONS: Mapping[str, Mapping[str, object]] = {
     "file": {"auto_mkdir": True},
     "s3": {"max_concurrency": 4, "default_block_size": PART},
 }
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 Moved = Callable[[int], None]
 """Takes how many bytes of the file have moved so far."""
 
@@ -76,7 +79,15 @@ class Store:
         return {"/".join(str(path).split("/")[base:]): int(about["size"] or 0) for path, about in found.items()}
 
     def write_claim(self, writer: Writer) -> None:
-        """Write it: that shows, before anything starts, whether anything can be written there."""
+        """Write it: that shows, before anything starts, whether anything can be written there.
+
+        On a disk that is full its name may be there all the same, and it is the name that counts.
+        """
+        if self._is_local:
+            with naming(self._root):
+                os.makedirs(self._root, exist_ok=True)
+                _write(self._path(writer.claim), b"{}")
+            return
         try:
             self._fs.pipe_file(self._path(writer.claim), b"{}")
         except FileNotFoundError as error:
@@ -89,11 +100,14 @@ class Store:
             self._fs.pipe_file(path, text)
             return
         new = f"{path}.{secrets.token_hex(4)}.new"
-        with open(new, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(new, path)
+        try:
+            with naming(self._root):
+                _write(new, text)
+            os.rename(new, path)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(new)
+            raise
 
     def read_manifest(self, generation: Generation) -> Manifest:
         """Read it. Raises ValueError: it is torn."""
@@ -103,16 +117,32 @@ class Store:
         more: dict[str, object] = {}
         if self._has_parts and os.path.getsize(path) < PARTS_MOST:
             more["chunksize"] = PART
-        self._fs.put_file(path, self._path(name), callback=_callback(moved), **more)
-        if self._is_local:
-            fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        with naming(self._root):
+            self._fs.put_file(path, self._path(name), callback=_callback(moved), **more)
+            if self._is_local:
+                fd = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
 
     def get(self, name: str, path: str, moved: Moved) -> None:
-        self._fs.get_file(self._path(name), path, callback=_callback(moved))
+        with naming(os.path.dirname(path)):
+            self._fs.get_file(self._path(name), path, callback=_callback(moved))
+
+    def may_hold(self, generation: Generation) -> bool:
+        """Say whether its manifest, which could not be written, may be there now, or later, all the same."""
+        return not self._is_local or os.path.lexists(self._path(generation.manifest))
+
+    def discard(self, folder: str) -> None:
+        """Remove what an upload that has failed has left in its *folder*, as far as that can be done."""
+        with suppress(Exception):  # what a store's client raises is its own affair; the next upload removes the rest
+            if self._is_local:
+                shutil.rmtree(self._path(folder), ignore_errors=True)
+            else:
+                self._fs.invalidate_cache()
+                for path in self._fs.find(self._path(folder)):
+                    self._fs.rm_file(path)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove what is there of *names*."""
@@ -125,6 +155,24 @@ class Store:
             if self._is_local:
                 with suppress(OSError):  # there is more in it
                     os.rmdir(self._path(folder))
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Let an error about a disk that is full name *place*: who copies names what was read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, error.strerror or os.strerror(error.errno), place) from error
+        raise
+
+
+def _write(path: str, text: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _callback(moved: Moved) -> object:

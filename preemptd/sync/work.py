@@ -17,7 +17,7 @@ from preemptd.discretion import discreet
 from preemptd.sync.folder import read_marker, scan
 from preemptd.sync.layout import Entry, Generation, Manifest, SyncError, Writer
 from preemptd.sync.restoring import Arrival, Plan, plan
-from preemptd.sync.sending import Job, Sending, clean, missing
+from preemptd.sync.sending import Job, Sending, claim, clean, missing
 from preemptd.sync.store import Moved, Store
 
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +79,8 @@ def fetch(order: Order, voice: Voice) -> None:
     store = Store(url)
     last = store.contents().last_writer
     writer = Writer(1 if last is None else last.epoch + 1, secrets.token_hex(4))
-    store.write_claim(writer)
+    if removed := claim(store, writer):
+        voice.say("warning", text=f"{url} was full: {removed} bytes that torn uploads had left there were removed")
     voice.say("claimed", epoch=writer.epoch, token=writer.token)
     if not order["fetch"]:
         voice.say("done", what="left")
