@@ -74,11 +74,12 @@ def mode(words: str) -> pytest.MarkDecorator:
 def test_a_marked_run_is_marked_again_and_ended_over_one_connection(core: CoreStandIn, ending: Ending) -> None:
     ending.know(core)
     ending.mark(1)
-    before = len(core.frames)
+    wait_until(lambda: len(core.frames) >= 3)  # we read them later than the marker reads the answers
     ending.finish(2)
+    wait_until(lambda: len(core.frames) >= 4 + len(MARK_AND_END))
 
     assert ending.ended() == [("abc", 75, "delivered", None)]
-    assert core.frames[before:] == [{"attach": "abc", "request_id": "attach"}, *MARK_AND_END]
+    assert core.frames[3:] == [{"attach": "abc", "request_id": "attach"}, *MARK_AND_END]
     assert ending.marked() == ["abc"]
 
 
@@ -93,6 +94,7 @@ def test_a_run_is_ended_once(core: CoreStandIn, ending: Ending) -> None:
     ending.know(core)
     ending.finish(1)
     ending.finish(2)
+    wait_until(lambda: any("exit" in frame for frame in core.frames))
 
     assert sum("exit" in frame for frame in core.frames) == 1
 
@@ -129,6 +131,7 @@ def test_after_the_escalation_a_run_is_only_marked(core: CoreStandIn, ending: En
     ending.finish(1)
     ending.marker.rest()
     ending.mark(2)
+    wait_until(lambda: any("exit" in frame for frame in core.frames))
 
     assert len(ending.ended()) == 1
     assert sum("exit" in frame for frame in core.frames) == 1
