@@ -13,7 +13,8 @@ from preemptd.errors import ConfigError, ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Conclusion, Found, Machine, Observation, Outcome, State, Surroundings, Watch
 from preemptd.rehearsal.other_clouds import NAME
-from preemptd_providers.azure import CHASSIS, ENDPOINT, WITHIN_SECONDS, Azure, AzureOptions, parse_time
+from preemptd_providers._deadline_text import moment_of
+from preemptd_providers.azure import CHASSIS, ENDPOINT, WITHIN_SECONDS, Azure, AzureOptions
 from tests.metadata_server import Exchange, Fault, FaultyAzure, body, hang, hang_up, raw, status
 from tests.waiting import wait_until
 
@@ -224,7 +225,7 @@ def test_a_wrong_clock_of_ours_changes_nothing(server: FaultyAzure, watch: Watch
     ],
 )
 def test_not_before_has_three_forms(text: str, expected: datetime | None) -> None:
-    assert parse_time(text) == expected
+    assert moment_of(text, timezone.utc) == expected
 
 
 def test_a_preemption_without_a_time_is_acted_on_with_the_default_grace(server: FaultyAzure, watch: Watch) -> None:

@@ -90,6 +90,15 @@ def test_404_from_a_server_that_knows_nothing_at_all_is_unknown(cloud: Cloud, se
     assert watch.observe().state is State.UNKNOWN
 
 
+def test_a_server_that_answers_404_to_everything_takes_no_notice_back(server: Server, watch: Watch) -> None:
+    watch.observe()
+    server.announcement.announce()
+    before = watch.observe()
+    server.fault = status(404)
+
+    assert (before.state, watch.observe().state) == (State.NOTICE, State.UNKNOWN)
+
+
 NO_TIME = {
     "no time": body(b"not-a-time"),
     "nothing": body(b""),

@@ -22,7 +22,7 @@ def seconds_left(text: str, now: datetime, zone: timezone) -> float | None:
     if _SECONDS.fullmatch(text):
         number = float(text)
         return number if number < EPOCH_FROM else number - now.timestamp()
-    moment = _moment(text, zone)
+    moment = moment_of(text, zone)
     return None if moment is None else (moment - now).total_seconds()
 
 
@@ -37,12 +37,14 @@ def zone_of(text: str) -> timezone:
     return timezone(-offset if match[1] == "-" else offset)
 
 
-def _moment(text: str, zone: timezone) -> datetime | None:
+def moment_of(text: str, zone: timezone) -> datetime | None:
+    """Read an aware UTC time from RFC 1123 or ISO 8601, which may name no *zone*; None: it is neither."""
+    text = text.strip()
     try:
         if "," in text:
             moment = email.utils.parsedate_to_datetime(text)
         else:
             moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(timezone.utc)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

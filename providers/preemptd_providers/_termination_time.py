@@ -1,7 +1,6 @@
 """A metadata key that is absent until the machine is to be reclaimed, and then holds the time: some clouds have it."""
 
 import re
-import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,10 +11,10 @@ from pydantic import Field
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
+from preemptd_providers._identity import Identity
 from preemptd_providers._metadata import Answer, Client, MetadataWatch, checked_base, load_http
 
 WITHIN_SECONDS = 2.0
-IDENTITY_SECONDS = 60.0
 BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
 
 _UTC = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -88,13 +87,13 @@ class TerminationTimeWatch(MetadataWatch):
         self.heard = "not asked yet"
         """What became of the last look, for people."""
         self._cloud = cloud
-        self._identified_at: float | None = None
+        self._identity = Identity(self._identify)
 
     def look(self) -> Observation:
         try:
             observation = self._look()
         except ProviderError as problem:
-            self._identified_at = None  # who was away may have become another one
+            self._identity.doubt()  # who was away may have become another one
             self.heard = str(problem)
             raise
         self.heard = "answers"
@@ -103,23 +102,20 @@ class TerminationTimeWatch(MetadataWatch):
     def _look(self) -> Observation:
         answer = self._cloud.ask(self.client, self._cloud.signal_path, WITHIN_SECONDS)
         if answer.status == 404:
-            self._identify()
+            self._identity.check()
             return Observation.clear()
         if answer.status != 200:
             raise answer.rejected()
         deadline = self._cloud.parse(answer.text)
         if deadline is None:
             raise answer.malformed("no time")
+        self._identity.doubt()
         return Observation.of(self._notice(answer, deadline))
 
     def _identify(self) -> None:
-        now = time.monotonic()
-        if self._identified_at is not None and now < self._identified_at + IDENTITY_SECONDS:
-            return
         answer = self._cloud.ask(self.client, self._cloud.identity_path, WITHIN_SECONDS)
         if answer.status != 200 or not answer.text or "<" in answer.text or len(answer.text) > 128:
             raise answer.malformed("no instance id: what else this server says means nothing")
-        self._identified_at = now
 
     def _notice(self, answer: Answer, deadline: datetime) -> Notice:
         left = (deadline - (answer.date or datetime.now(timezone.utc))).total_seconds()

@@ -1,6 +1,5 @@
 """Azure Scheduled Events: preemptions, terminations and maintenance of this virtual machine."""
 
-import email.utils
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Conclusion, Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
+from preemptd_providers._deadline_text import moment_of
 from preemptd_providers._metadata import Answer, Client, MetadataWatch, checked_base, load_http
 
 ENDPOINT = "PREEMPTD_AZURE_ENDPOINT"
@@ -234,27 +234,13 @@ def name_of(answer: Answer) -> str:
 
 def plan(event: Event, answer: Answer) -> Planned:
     """Compute when *event* comes, by the server's clock; one that is under way: now."""
-    deadline = parse_time(event.NotBefore)
+    deadline = moment_of(event.NotBefore, timezone.utc)  # RFC 1123, ISO 8601, or empty: it is under way
     if event.is_under_way:
         return Planned(event, 0.0, deadline)
     if deadline is None:
         return Planned(event, None, None)
     now = answer.date or datetime.now(timezone.utc)
     return Planned(event, (deadline - now).total_seconds(), deadline)
-
-
-def parse_time(text: str) -> datetime | None:
-    """Read ``Mon, 19 Sep 2016 18:29:47 GMT`` or ``2016-09-19T18:29:47Z``; None for the empty text of one under way."""
-    text = text.strip()
-    try:
-        if "," in text:
-            date = email.utils.parsedate_to_datetime(text)
-        else:
-            date = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-        return date.astimezone(timezone.utc)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 def _pressing(planned: Planned) -> tuple[bool, bool, float]:

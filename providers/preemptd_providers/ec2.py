@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
+from preemptd_providers._identity import Identity
 from preemptd_providers._imds import ENDPOINT, Imds, Settings, is_true
 from preemptd_providers._metadata import Answer, MetadataWatch, load_http
 
@@ -22,7 +23,6 @@ TERMINATION_TIME = METADATA + "spot/termination-time"
 NOTICE_SECONDS = 120.0  # what AWS announces for terminate and stop
 BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
 TERMINATION_TIME_SECONDS = 5.0  # the pause that AWS recommends between two looks at it
-IDENTITY_SECONDS = 60.0
 PROBE_SECONDS = 0.9
 
 _INSTANCE_ID = re.compile(r"[a-z]+-[0-9A-Za-z-]{1,64}")
@@ -55,12 +55,17 @@ class SpotWatch(MetadataWatch):
         self._imds = imds
         self._provider = provider
         self._termination_time_due = 0.0
-        self._identified_at: float | None = None
-        self._was_clear = False
+        self._identity = Identity(self._identify)
         self._announced = False
 
     def look(self) -> Observation:
-        was_clear, self._was_clear = self._was_clear, False
+        try:
+            return self._look()
+        except ProviderError:
+            self._identity.doubt()
+            raise
+
+    def _look(self) -> Observation:
         answer = self._imds.get(INSTANCE_ACTION)
         if answer.status == 200:
             return self._announce(parse_action(answer, self._provider))
@@ -69,12 +74,13 @@ class SpotWatch(MetadataWatch):
         notice = self._by_termination_time()
         if notice is not None:
             return self._announce(notice)
-        self._identify(trusting=was_clear)
-        self._was_clear, self._announced = True, False
+        self._identity.check()
+        self._announced = False
         return Observation.clear()
 
     def _announce(self, notice: Notice) -> Observation:
         self._announced = True
+        self._identity.doubt()
         return Observation.of(notice)
 
     def _by_termination_time(self) -> Notice | None:
@@ -97,19 +103,10 @@ class SpotWatch(MetadataWatch):
             raise answer.rejected()
         return None
 
-    def _identify(self, trusting: bool) -> None:
-        """Make sure that a 404 means "nothing": only EC2's own service knows the instance's id.
-
-        Asked for a minute's trust, or anew when something else than "nothing" came before: a server that answers 404
-        to everything must not take back a notice.
-        """
-        now = time.monotonic()
-        if trusting and self._identified_at is not None and now < self._identified_at + IDENTITY_SECONDS:
-            return
+    def _identify(self) -> None:
         answer = self._imds.get(INSTANCE_ID)
         if answer.status != 200 or not _INSTANCE_ID.fullmatch(answer.text):
             raise answer.malformed("no instance id: what else this server says means nothing")
-        self._identified_at = now
 
 
 class Ec2(Provider):

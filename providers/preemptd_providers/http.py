@@ -1,7 +1,6 @@
 """A web page that announces the end, as the configuration describes it: the next cloud, without code."""
 
 import re
-import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Annotated, ClassVar, Literal
@@ -12,9 +11,8 @@ from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Observation, Options, Provider, Surroundings, Watch
 from preemptd_providers._deadline_text import seconds_left, zone_of
+from preemptd_providers._identity import Identity
 from preemptd_providers._metadata import Answer, Client, MetadataWatch, load_http
-
-IDENTITY_SECONDS = 60.0
 
 
 def _expression(text: str) -> str:
@@ -82,13 +80,13 @@ class PageWatch(MetadataWatch):
         """What became of the last look, for people."""
         self._options = options
         self._lead = lead
-        self._identified_at: float | None = None
+        self._identity = Identity(self._identify)
 
     def look(self) -> Observation:
         try:
             observation = self._look()
         except ProviderError as problem:
-            self._identified_at = None
+            self._identity.doubt()
             self.heard = str(problem)
             raise
         self.heard = "answers"
@@ -98,6 +96,7 @@ class PageWatch(MetadataWatch):
         wishes = self._options
         answer = self.client.ask("GET", self._path, wishes.headers, wishes.within)
         if answer.status == 200 and re.search(wishes.notice, answer.text):
+            self._identity.doubt()
             return Observation.of(self._notice(answer))
         if answer.status == 200 and wishes.clear is not None and re.search(wishes.clear, answer.text):
             return Observation.clear()
@@ -105,13 +104,12 @@ class PageWatch(MetadataWatch):
             raise answer.malformed("neither `notice` nor `clear` is found in it")
         if answer.status != wishes.clear_status:
             raise answer.rejected()
-        self._identify()
+        self._identity.check()
         return Observation.clear()
 
     def _identify(self) -> None:
         url = self._options.identity_url
-        now = time.monotonic()
-        if url is None or (self._identified_at is not None and now < self._identified_at + IDENTITY_SECONDS):
+        if url is None:
             return
         base, path = _split(url)
         client = Client((base,))
@@ -121,7 +119,6 @@ class PageWatch(MetadataWatch):
             client.close()
         if answer.status != 200:
             raise answer.rejected(": what else this server says means nothing")
-        self._identified_at = now
 
     def _notice(self, answer: Answer) -> Notice:
         wishes = self._options
