@@ -70,14 +70,19 @@ def make_directories(path: str) -> None:
         sync_directory(above)
 
 
-def sync_directory(path: str) -> None:
-    """See to it that the names in *path* are on the disk."""
+def sync(path: str) -> None:
+    """Have a file, or the names in a directory, on the disk: the machine may be switched off. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(path: str) -> None:
+    """As `sync`, where a directory can be synced."""
+    try:
+        sync(path)
     except OSError as error:
         if error.errno not in NO_DIRECTORY_SYNC:
             raise

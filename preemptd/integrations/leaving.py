@@ -26,12 +26,3 @@ def exit_status() -> int:
 def time_left_in_words() -> str:
     left = preemptd.time_left()
     return "no time is named" if left is None else f"{left:.0f} s are left"
-
-
-def sync(path: str) -> None:
-    """Have a file, or the names in a directory, on the disk: the machine may be switched off. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

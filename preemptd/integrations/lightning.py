@@ -23,7 +23,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 import preemptd
-from preemptd.integrations.leaving import Preempted, exit_status, sync, time_left_in_words
+from preemptd.integrations.durable_files import sync
+from preemptd.integrations.leaving import Preempted, exit_status, time_left_in_words
 from preemptd.integrations.torch import agree, agree_on
 
 __all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]

@@ -19,7 +19,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 import preemptd
-from preemptd.integrations.leaving import Preempted, exit_status, sync, time_left_in_words
+from preemptd.integrations.durable_files import sync
+from preemptd.integrations.leaving import Preempted, exit_status, time_left_in_words
 from preemptd.integrations.torch import agree, shield_worker
 
 __all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]
