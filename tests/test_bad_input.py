@@ -89,6 +89,8 @@ def folder(tmp_path: Path) -> Path:
         (["providers", "--nonsense"], "No such option: --nonsense"),
         (["rehearse"], "no command: preemptd rehearse"),
         (["rehearse", "--provider", "oracle", "--", "touch", "ran"], "'oracle' cannot be rehearsed"),
+        (["watch", "--grace", "abc", "--", "touch", "ran"], ": 'abc' (preemptd --help)"),
+        (["watch", "--restart=1.5", "--", "touch", "ran"], ": '1.5' (preemptd --help)"),
         (["rehearse", "--after", "-1", "--", "touch", "ran"], "--after -1.0"),
         (["rehearse", "--after", "nan", "--", "touch", "ran"], "--after nan"),
         (["rehearse", "--grace", "nan", "--", "touch", "ran"], "grace = nan"),

@@ -96,8 +96,20 @@ def _words(error: Exception) -> str:
     # What click raises for a bad command line; typer has a copy of click of its own, or uses the one installed.
     text = getattr(error, "format_message", None)
     if text is not None:
-        return f"{text()} (preemptd --help)"
+        return f"{text()}{_given(error)} (preemptd --help)"
     return f"internal error, please report it: {error!r} at {place_of(error)}"
+
+
+def _given(error: Exception) -> str:
+    """Repeat what the option was given that *error* is about: the words for numbers do not."""
+    names = getattr(getattr(error, "param", None), "opts", ())
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in names:
+            value = value if equals else next(arguments, "")
+            return "" if repr(value) in str(error) else f": {value!r}"
+    return ""
 
 
 def _fill_standard_descriptors() -> None:
