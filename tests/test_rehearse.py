@@ -9,35 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.rehearsing import rehearse, report
 from tests.waiting import wait_until
 from tests.watching import PREEMPTD, Watch, environment, read_lines, trainer
 
 QUICK = ["--after", "0.3", "--grace", "8"]
 NOTHING_NEW = "the command ended in time, but nothing new and complete lies in its --checkpoint-dir"
-
-
-def rehearse(
-    folder: Path, command: Sequence[str], *options: str, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    (folder / "saved").mkdir()
-    return subprocess.run(
-        [*PREEMPTD, "rehearse", *options, "--", *command],
-        env=environment({"CHECKPOINTS": str(folder / "saved"), "LOG": str(folder / "log"), **(env or {})}),
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-def report(ended: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the report, which comes after what the command printed."""
-    lines = ended.stdout.splitlines()
-    starts = [number for number, line in enumerate(lines) if line.startswith("rehearsed ")]
-    assert len(starts) == 1, (ended.stdout, ended.stderr)
-    return lines[starts[0] :]
 
 
 def masked(lines: Sequence[str]) -> list[str]:

@@ -96,6 +96,38 @@ def test_the_report_of_a_rehearsal_that_went_wrong() -> None:
     ]
 
 
+def test_the_report_of_advice_that_becomes_a_notice_counts_from_the_announcement() -> None:
+    early = {"provider": "ec2", "kind": "maintenance", "event_id": "ec2:scheduled", "ms": 1.0}
+    other = {**early, "event": "advice", "t": 88.0, "mono": -2.0, "event_id": "ec2:rebalance", "grace": 30.0}
+    advice = {**early, "event": "advice", "t": 90.0, "mono": 0.001, "grace": 25.0}
+    notice = {**NOTICE, **early, "mono": 10.006, "ms": 6.0, "grace": 15.0}
+    text = render(rehearsal(other, advice, notice, TOLD, SAVED, EXITED, SETTLED))
+
+    assert text.splitlines()[0] == (
+        "rehearsed   ec2: 20 s from the announcement to the end of the machine, 15 s from the notice"
+    )
+    assert "timeline    +0.000 s  advice: maintenance in 25 s\n" in text
+    assert "            +10.000 s  notice: maintenance in 15 s\n            +10.005 s  pid 7 told\n" in text
+
+
+def test_a_command_that_ends_while_it_is_advice_was_told_of_nothing() -> None:
+    advice = {
+        "event": "advice",
+        "t": 90.0,
+        "mono": 5.0,
+        "ms": 1.0,
+        "event_id": "x",
+        "kind": "maintenance",
+        "grace": 20.0,
+    }
+    lines = render(rehearsal(advice, {**EXITED, "spare": None}, SETTLED)).splitlines()
+
+    assert lines[0] == "rehearsed   ec2: 20 s from the announcement to the end of the machine"
+    assert lines[-1] == (
+        "verdict     UNKNOWN: the command ended while this was advice, and nobody was told; try a smaller --grace"
+    )
+
+
 def test_a_rehearsal_without_a_notice_says_what_to_do() -> None:
     text = render(rehearsal({**EXITED, "spare": None}, SETTLED))
 

@@ -6,15 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from preemptd.cli.options import given
+from preemptd.cli import options
 from preemptd.errors import ConfigError, PreemptdError
-from preemptd.rehearsal.clouds import CLOUDS
+from preemptd.rehearsal.clouds import AHEAD, CLOUDS, table, variables
 
 if TYPE_CHECKING:
+    from preemptd.config import Settings
     from preemptd.journal import Line
     from preemptd.targets.child import Helpers
     from preemptd.written import Written
@@ -23,65 +24,114 @@ _ENVIRONMENT_KEYS = ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK")
 """Would have the provider not look at all; a rehearsal never leaves the machine."""
 
 
+Command = Annotated[
+    list[str] | None, typer.Argument(metavar="-- COMMAND...", help="What to rehearse with.", show_default=False)
+]
+Platform = Annotated[
+    str, typer.Option("--provider", metavar="|".join(CLOUDS), help="The platform whose notice is rehearsed.")
+]
+Word = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD", help="Which of its events: any other word lists them. Default: the end of the machine."
+    ),
+]
+After = Annotated[float, typer.Option(metavar="S", help="Seconds from the start to the announcement.")]
+Grace = Annotated[
+    float | None,
+    typer.Option(
+        metavar="S",
+        help="Seconds from the announcement to the end. Default: what the platform gives; --lead and ten more for an "
+        "event with a date.",
+    ),
+]
+CheckpointDir = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Where the command writes checkpoints: shows what it saved.")
+]
+Journal = Annotated[str | None, typer.Option(metavar="FILE", help="Keep the journal: one JSON line an event.")]
+Signal = Annotated[str | None, typer.Option(metavar="auto|USR1|USR2|TERM", help="The signal that tells.")]
+
+
 def rehearse(  # noqa: PLR0913, PLR0917 - a command's options
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND...", help="What to rehearse with.", show_default=False)
-    ] = None,
-    platform: Annotated[
-        str, typer.Option("--provider", metavar="|".join(CLOUDS), help="The platform whose notice is rehearsed.")
-    ] = "ec2",
-    after: Annotated[float, typer.Option(metavar="S", help="Seconds from the start to the notice.")] = 5.0,
-    grace: Annotated[
-        float | None,
-        typer.Option(metavar="S", help="Seconds from the notice to the end. Default: what the platform gives."),
-    ] = None,
-    checkpoint_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the command writes checkpoints: shows what it saved.")
-    ] = None,
-    journal: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Keep the journal: one JSON line an event.")
-    ] = None,
-    signal: Annotated[str | None, typer.Option(metavar="auto|USR1|USR2|TERM", help="The signal that tells.")] = None,
-    no_wandb: Annotated[
-        bool | None, typer.Option("--no-wandb", help="Leave W&B runs alone.", show_default=False)
-    ] = None,
+    command: Command = None,
+    platform: Platform = "ec2",
+    event: Word = None,
+    after: After = 5.0,
+    grace: Grace = None,
+    lead: options.Lead = None,
+    act_on: options.ActOn = None,
+    checkpoint_dir: CheckpointDir = None,
+    journal: Journal = None,
+    signal: Signal = None,
+    no_wandb: options.NoWandb = None,
 ) -> int:
     """Run COMMAND under a rehearsed preemption and report what would have been saved. Exit 0: saved, 1: not.
 
-    A metadata server on loopback raises the notice; all the rest is real. What still runs at the end of the grace is
+    A metadata server on loopback announces it; all the rest is real. What still runs at the end of the grace is
     killed, as the platform would.
     """
-    flags = given({"checkpoint_dir": checkpoint_dir, "journal": journal, "signal": signal, "no_wandb": no_wandb})
+    asked = {"lead": lead, "act_on": act_on, "checkpoint_dir": checkpoint_dir, "journal": journal, "signal": signal}
+    flags = options.given({**asked, "no_wandb": no_wandb})
     if not command:
         raise ConfigError("no command: preemptd rehearse [options] -- COMMAND...")
     if platform not in CLOUDS:
         raise ConfigError(f"--provider {platform!r} cannot be rehearsed; choose one of {', '.join(CLOUDS)}")
+    event = CLOUDS[platform].first if event is None else event
+    if event not in CLOUDS[platform].events:
+        raise ConfigError(f"--event {event!r} is none of {platform}'s; it has {', '.join(CLOUDS[platform].events)}")
     if not (math.isfinite(after) and after >= 0):
         raise ConfigError(f"--after {after} is no time to wait: seconds, 0 or more")
-    seconds = CLOUDS[platform].grace if grace is None else grace
-    flags |= {"provider": (platform,), "grace": seconds, "when_pending": "start"}
-    return _rehearse(tuple(command), platform, after, flags)
+    wishes = _wishes(flags | {"provider": (platform,), "grace": grace, "when_pending": "start"}, platform, event)
+    return _rehearse(tuple(command), _Scene(platform, event, after, wishes))
 
 
-def _rehearse(command: tuple[str, ...], platform: str, after: float, flags: Mapping[str, object]) -> int:
+class _Scene(NamedTuple):
+    """What is rehearsed."""
+
+    platform: str
+    event: str
+    after: float
+    """Seconds from the first look to the announcement."""
+    wishes: "Settings"
+
+    @property
+    def grace(self) -> float:
+        return self.wishes.grace or 0.0
+
+
+def _wishes(flags: Mapping[str, object], platform: str, event: str) -> "Settings":
+    """Put the settings together; raises ConfigError, also where nobody would be told."""
+    from preemptd.config import settings
+
+    wishes = settings(flags, _rehearsed(os.environ), None)
+    played = CLOUDS[platform].events[event]
+    if played.advice is not None and played.advice not in wishes.act_on:
+        raise ConfigError(f"--event {event} is advice, of which nobody is told; --act-on {played.advice} would tell")
+    if wishes.grace is not None:
+        return wishes
+    return wishes.model_copy(update={"grace": wishes.lead + AHEAD if played.grace is None else played.grace})
+
+
+def _rehearse(command: tuple[str, ...], scene: _Scene) -> int:
     from preemptd.cli.compose import run
     from preemptd.cli.jobs import Job
-    from preemptd.config import settings
     from preemptd.escalation import Killing
     from preemptd.journal_file import Lines
     from preemptd.rehearsal.report import Rehearsal, Verdict, judge, render
     from preemptd.targets.child import Helpers
     from preemptd.targets.terminal import interrupt_own_group
 
-    environ, helpers, kept = _rehearsed(os.environ), Helpers(), Lines()
-    wishes = settings(flags, environ, None)
-    grace = wishes.grace or 0.0
-    with _server(helpers, platform, after, grace) as url:
-        cloud = CLOUDS[platform]
+    environ, helpers, kept, platform = _rehearsed(os.environ), Helpers(), Lines(), scene.platform
+    with _server(helpers, scene) as url:
         platform_environ = {name: value for name, value in environ.items() if name not in _ENVIRONMENT_KEYS}
-        platform_environ[cloud.endpoint] = url if cloud.takes_url else url.removeprefix("http://")
+        platform_environ |= variables(platform, url)
+        ours = table(platform, scene.event, scene.grace, url)
+        theirs = scene.wishes.providers if CLOUDS[platform].endpoint else {}  # their own page is not this one
+        tables = {**theirs, platform: {**theirs.get(platform, {}), **ours}}
+        wishes = scene.wishes.model_copy(update={"providers": tables})
         ended = run(Job(command, environ, wishes, helpers, platform_environ, Killing.AT_DEADLINE, (kept,)))
-    rehearsal = Rehearsal(platform, grace, kept.lines, _written(wishes.checkpoint_dir, kept.lines))
+    played = platform if scene.event == CLOUDS[platform].first else f"{platform} {scene.event}"
+    rehearsal = Rehearsal(played, scene.grace, kept.lines, _written(wishes.checkpoint_dir, kept.lines))
     print(render(rehearsal), flush=True)
     if ended.interrupted:
         interrupt_own_group()
@@ -107,18 +157,10 @@ def _written(directory: str | None, lines: Sequence["Line"]) -> "Sequence[Writte
 
 
 @contextmanager
-def _server(helpers: "Helpers", platform: str, after: float, grace: float) -> Iterator[str]:
+def _server(helpers: "Helpers", scene: _Scene) -> Iterator[str]:
     """Run the metadata server of the rehearsal; it ends with its standard input, so never later than we do."""
-    command = [
-        sys.executable,
-        "-m",
-        "preemptd.rehearsal.servers",
-        platform,
-        "--after",
-        str(after),
-        "--grace",
-        str(grace),
-    ]
+    times = ["--after", str(scene.after), "--grace", str(scene.grace)]
+    command = [sys.executable, "-m", "preemptd.rehearsal.servers", scene.platform, "--event", scene.event, *times]
     lifeline, ours = os.pipe()
     server = helpers.popen(command, stdin=lifeline, stdout=subprocess.PIPE)
     os.close(lifeline)

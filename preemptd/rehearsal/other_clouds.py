@@ -17,8 +17,9 @@ class AzureServer(MetadataServer):
 
     def __init__(self, announcement: Announcement, address: str = "127.0.0.1", port: int = 0) -> None:
         super().__init__(announcement, address, port)
-        self.event: dict[str, object] = {"EventType": "Preempt", "EventStatus": "Scheduled", "Resources": [NAME]}
-        """What is announced; the id and the time are added."""
+        self.event = "preempt"
+        self.fields: dict[str, object] = {"EventStatus": "Scheduled", "Resources": [NAME]}
+        """What the event that is announced says besides its id, its type and its time."""
         self.events: list[object] = []
         """Others, as they stand, before and after that."""
         self.approved: list[str] = []
@@ -43,7 +44,8 @@ class AzureServer(MetadataServer):
         if deadline is None:
             return []
         not_before = email.utils.formatdate(deadline, usegmt=True)
-        return [{"EventId": "A1", "ResourceType": "VirtualMachine", "NotBefore": not_before, **self.event}]
+        event = {"EventId": "A1", "EventType": self.event.capitalize(), "ResourceType": "VirtualMachine"}
+        return [{**event, "NotBefore": not_before, **self.fields}]
 
     def _approve(self, request: Request) -> Reply:
         try:
@@ -59,6 +61,7 @@ class TerminationTimeServer(MetadataServer):
 
     signal_path: str
     identity_path: str
+    event = "terminate"
 
     def answer(self, request: Request) -> Reply:
         if request.method not in ("GET", "HEAD"):

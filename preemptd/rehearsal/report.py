@@ -43,6 +43,12 @@ class Rehearsal:
         return next((line for line in self.of("notice") if line["acted"]), None)
 
     @property
+    def advice(self) -> Line | None:
+        """The first word of what became that notice, or else of anything, where it came as advice."""
+        notice, lines = self.notice, self.of("advice")
+        return next((line for line in lines if notice is None or line["event_id"] == notice.get("event_id")), None)
+
+    @property
     def exited(self) -> Line | None:
         return next(iter(self.of("exited")), None)
 
@@ -50,6 +56,8 @@ class Rehearsal:
 def judge(rehearsal: Rehearsal) -> tuple[Verdict, str]:
     """Say what became of the work, and why we say so."""
     notice, exited, told = rehearsal.notice, rehearsal.exited, {line["pid"] for line in rehearsal.of("told")}
+    if notice is None and exited is not None and rehearsal.advice is not None:
+        return Verdict.UNKNOWN, "the command ended while this was advice, and nobody was told; try a smaller --grace"
     if notice is None or exited is None:
         return Verdict.UNKNOWN, "the command ended before the notice came; try a smaller --after"
     saved = {line["pid"] for line in rehearsal.of("saved") if number(line["mono"]) >= number(notice["mono"])}
@@ -76,7 +84,7 @@ def render(rehearsal: Rehearsal) -> str:
     """Write the report."""
     verdict, why = judge(rehearsal)
     rows = [
-        ("rehearsed", [f"{rehearsal.platform}: {rehearsal.grace:.0f} s from the notice to the end of the machine"]),
+        ("rehearsed", [_rehearsed(rehearsal)]),
         ("command", [_command(line) for line in rehearsal.of("started")]),
         ("watched", list(_watched(rehearsal))),
         ("told", [_told(line) for line in rehearsal.of("told")] or ["nobody"]),
@@ -94,6 +102,13 @@ def render(rehearsal: Rehearsal) -> str:
         for number, entry in enumerate(entries)
     ]
     return "\n".join(text)
+
+
+def _rehearsed(rehearsal: Rehearsal) -> str:
+    if rehearsal.advice is None:
+        return f"{rehearsal.platform}: {rehearsal.grace:.0f} s from the notice to the end of the machine"
+    ahead = f"{rehearsal.platform}: {rehearsal.grace:.0f} s from the announcement to the end of the machine"
+    return f"{ahead}, {number(rehearsal.notice['grace']):.0f} s from the notice" if rehearsal.notice else ahead
 
 
 def _command(line: Line) -> str:
@@ -127,8 +142,9 @@ def _marked(line: Line) -> str:
 
 
 def _timeline(rehearsal: Rehearsal) -> Iterator[str]:
-    notice = rehearsal.notice
-    if notice is None:
+    """Show what happened since the announcement, in the order of time."""
+    announced = [line for line in (rehearsal.advice, rehearsal.notice) if line is not None]
+    if not announced:
         return
     words = {
         "marked": lambda line: f"run {line['run_id']} marked preempting" if line["ok"] else "",
@@ -137,15 +153,28 @@ def _timeline(rehearsal: Rehearsal) -> Iterator[str]:
         "saving": lambda line: f"pid {line['pid']} is saving",
         "saved": lambda line: f"pid {line['pid']} has saved{_step(line)}",
         "done": lambda line: f"pid {line['pid']} says that it is done",
+        "undone": lambda line: f"pid {line['pid']} says that it trains again",
         "escalated": lambda line: f"{line['step']} to {line['pids']}",
         "exited": lambda line: f"the command ended with status {line['status']}",
         "settled": lambda line: f"preemptd ends with status {line['status']}",
     }
-    zero = number(notice["mono"]) - number(notice.get("ms")) / 1000
-    yield f"+0.000 s  notice: {notice['kind']} in {number(notice['grace']):.0f} s"
-    for line in rehearsal.lines:
-        if str(line["event"]) in words and number(line["mono"]) >= zero and (text := words[str(line["event"])](line)):
-            yield f"+{number(line['mono']) - zero:.3f} s  {text}"
+    zero = _observed(announced[0])
+    happened = [
+        (_observed(line), f"{line['event']}: {line['kind']} in {max(0.0, number(line['grace'])):.0f} s")
+        for line in announced
+    ]
+    happened += [
+        (number(line["mono"]), text)
+        for line in rehearsal.lines
+        if str(line["event"]) in words and number(line["mono"]) >= zero and (text := words[str(line["event"])](line))
+    ]
+    for mono, text in sorted(happened, key=lambda entry: entry[0]):
+        yield f"+{mono - zero:.3f} s  {text}"
+
+
+def _observed(line: Line) -> float:
+    """Return the monotonic time at which the platform's word had come: a notice is written down after the telling."""
+    return number(line["mono"]) - number(line.get("ms")) / 1000
 
 
 def _step(line: Line) -> str:

@@ -17,6 +17,20 @@ Server = TypeVar("Server", bound="MetadataServer")
 LONGEST_BODY = 64 * 1024
 """Bytes of a request that are read."""
 
+NOT_FOUND = b"""<?xml version="1.0" encoding="iso-8859-1"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Transitional//EN"
+\t"http://www.w3.org/TR/xhtml1/DTD/xhtml1-transitional.dtd">
+<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en" lang="en">
+ <head>
+  <title>404 - Not Found</title>
+ </head>
+ <body>
+  <h1>404 - Not Found</h1>
+ </body>
+</html>
+"""
+"""EC2's and GCE's page."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -56,7 +70,7 @@ class Announcement:
     def __init__(self, after: float, grace: float, revoke: float | None, say: Callable[[str], None]) -> None:
         """Take seconds from the first look to the notice, from it to the end, and from it to its end (None: never)."""
         self._after = after
-        self._grace = grace
+        self.grace = grace
         self._revoke = revoke
         self._say = say
         self._timers: list[threading.Timer] = []
@@ -66,6 +80,8 @@ class Announcement:
         """Notified when the announcement, or `closed`, changes."""
         self.deadline: float | None = None
         """Unix seconds of the end that is announced; None: nothing is."""
+        self.withdrawn: float | None = None
+        """Unix seconds of the end that was announced and is not any more; None: nothing was, or it still is."""
 
     @property
     def closed(self) -> bool:
@@ -84,17 +100,17 @@ class Announcement:
         """Announce it now."""
         with self.changed:
             self._watched = True
-            self.deadline = time.time() + self._grace
+            self.deadline, self.withdrawn = time.time() + self.grace, None
             self._say("raised")
             if self._revoke is not None:
                 self._start(self._revoke, self.revoke)
-            self._start(self._grace, self._end)
+            self._start(self.grace, self._end)
             self.changed.notify_all()
 
     def revoke(self) -> None:
         """Take it back."""
         with self.changed:
-            self.deadline = None
+            self.deadline, self.withdrawn = None, self.deadline
             self._say("revoked")
             self.changed.notify_all()
 
@@ -127,6 +143,8 @@ class MetadataServer(socketserver.ThreadingMixIn, HTTPServer):
     allow_reuse_address = True
     request_queue_size = 64
     keeps_connections = True
+    event: str
+    """What is announced: one of the words of `clouds.CLOUDS`."""
 
     def __init__(self, announcement: Announcement, address: str = "127.0.0.1", port: int = 0) -> None:
         self.announcement = announcement
