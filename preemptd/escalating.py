@@ -49,11 +49,18 @@ class Escalating:
         if verdict is Verdict.ACT:
             self._act(notice)
             return
+        if verdict is Verdict.ADVISE and self.current and notice.event_id in self.current.event_ids:
+            self.revoke(NoticeRevoked(notice.provider, notice.provider, notice.event_id))  # it was put off
         why = "its deadline is long past" if verdict is Verdict.STALE else "it only advises"
         self._write("advice" if verdict is Verdict.ADVISE else "notice", notice, acted=False, why=why)
         if verdict is Verdict.ADVISE:
             at = acts_at(notice, self._timing, self._timers.now())
-            self._advice.give(notice, at, partial(self._act, replace(notice, level=Level.ACT)))
+            self._advice.give(notice, at, partial(self._due, notice))
+
+    def _due(self, notice: Notice) -> None:
+        """Act on advice whose time has come: its clock begins now, not when it was first heard of."""
+        now = self._timers.now()
+        self._act(replace(notice, level=Level.ACT, observed=now, remaining=deadline_of(notice, self._timing) - now))
 
     def asked(self, fields: Mapping[str, object]) -> None:
         """Take a notice that came over the link: more of the one that is open, or another event."""

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from preemptd.notices import Kind, Level, Meaning, Notice
+from preemptd.notices import STALE_AFTER, Kind, Level, Meaning, Notice
 
 DEFAULT_GRACE = 30.0
 """Seconds that we count with when neither the source nor ``--grace`` says: GCE's, the shortest of the big clouds."""
-STALE_AFTER = 300.0
-"""A deadline that had passed longer ago than this at first sight is recorded, not acted on: EC2 leaves old ones."""
 TIGHTER_BY = 0.5
 """Seconds by which a deadline must move forward to count as tighter: below it is the jitter of server clocks."""
 
@@ -178,16 +176,21 @@ class Escalation:
         if step is Step.DEADLINE:
             return self.deadline
         if step is Step.KILL:
-            if self.timing.kill is Killing.NEVER or any(notice.final for notice in self.notices):
-                return None
-            left = reserve(self.total, self.timing.reserve) if self.timing.kill is Killing.AT_RESERVE else 0.0
-            return self.deadline - left
+            return self._kill_at()
         if step is Step.EXIT:
             kill = self.at(Step.KILL)
             return None if kill is None else kill - min(2.0, 0.1 * self.total)
         if self.total <= 0 or any(notice.final for notice in self.notices):
             return None
         return self.since + term_after(self.total, self.timing.reserve)
+
+    def _kill_at(self) -> float | None:
+        kill, final = self.timing.kill, any(notice.final for notice in self.notices)
+        if final and kill is Killing.AT_DEADLINE and self.timing.grace is not None:
+            return self.began + self.timing.grace  # EC2 gives a hibernation no time, and a rehearsal needs an end
+        if final or kill is Killing.NEVER:
+            return None
+        return self.deadline - (reserve(self.total, self.timing.reserve) if kill is Killing.AT_RESERVE else 0.0)
 
     def due(self, now: float) -> tuple[Step, ...]:
         """List the steps whose time has come and that are not done, in their order."""

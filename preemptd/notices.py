@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+STALE_AFTER = 300.0
+"""A deadline that had passed longer ago than this at first sight is recorded, not acted on: EC2 leaves old ones."""
 AFTER_REVOCATION = 60.0
 """Seconds for which a notice that was taken back still explains the end of a process that was told of it."""
 
@@ -16,6 +18,9 @@ class Kind(str, Enum):
     STOP = "stop"
     HIBERNATE = "hibernate"
     MAINTENANCE = "maintenance"
+    REBALANCE = "rebalance"
+    MIGRATE = "migrate"
+    FREEZE = "freeze"
     TIME_LIMIT = "time-limit"
     REQUESTED = "requested"
     REQUEUED = "requeued"

@@ -9,16 +9,19 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import NoneType
 
 from preemptd.errors import ProviderError
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.notices import Kind, Level, Meaning, Notice
+from preemptd.notices import STALE_AFTER, Kind, Level, Meaning, Notice
 from preemptd.provider import Observation, State, Watch
 
 TIGHTENED = 10.0
 """Seconds by which a deadline must move towards us to be news; some servers compute a new one at each GET."""
+PUT_OFF = 60.0
+"""Seconds by which the date of advice must move away from us to be news."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 LONGEST_ASKED_PAUSE = 30.0
@@ -55,6 +58,7 @@ class News:
         self._watch = watch
         self._open: Notice | None = None
         self._outage: bool | None = None
+        self._has_been_clear = False
 
     def take(self, observation: Observation) -> tuple[Event, ...]:
         """Return the events that *observation* makes, the most urgent first."""
@@ -69,6 +73,9 @@ class News:
 
     def _arrived(self, notice: Notice) -> tuple[Event, ...]:
         before = self._open
+        if self._has_been_clear and notice.remaining is not None and notice.remaining < -STALE_AFTER:
+            # It has just come: one of the clocks is wrong, and not the news old. `--grace` counts.
+            notice = replace(notice, remaining=None)
         if before and before.event_id == notice.event_id and not _is_news(before, notice):
             return ()
         self._open = notice
@@ -78,6 +85,7 @@ class News:
         return arrived, self._revoked(before)  # in this order there is always an open notice: nobody breathes again
 
     def _cleared(self) -> tuple[Event, ...]:
+        self._has_been_clear = True
         before, self._open = self._open, None
         return (self._revoked(before),) if before else ()
 
@@ -90,6 +98,8 @@ def _is_news(before: Notice, now: Notice) -> bool:
         return True
     if (before.killed_in is None) is not (now.killed_in is None) or before.irrevocable is not now.irrevocable:
         return True
+    if now.level is Level.ADVISE and _end(now) > _end(before) + PUT_OFF:
+        return True
     return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
 
 
@@ -101,12 +111,13 @@ def _end(notice: Notice) -> float:
 def back_off(failures: int, notice_period: float, asked: float | None) -> float:
     """Return how many seconds to wait after the *failures*-th UNKNOWN in a row.
 
-    Full jitter, as a thousand machines lose one server at one instant. The server's own wish is heard within limits.
+    Full jitter, as a thousand machines lose one server at one instant. The server's own wish is heard within limits: a
+    notice that comes in the meantime must leave time enough.
     """
     limit = min(LONGEST_PAUSE, max(notice_period, 0.0) / 6)
     # Ten doublings are past every limit; 2.0 ** 2000 is an OverflowError.
     pause = random.uniform(0, min(limit, FIRST_PAUSE * 2 ** min(failures - 1, 10)))  # noqa: S311  # no secret
-    return max(SHORTEST_PAUSE, pause, min(asked or 0.0, LONGEST_ASKED_PAUSE))
+    return max(SHORTEST_PAUSE, pause, min(asked or 0.0, LONGEST_ASKED_PAUSE, notice_period / 3))
 
 
 class _Stopper:
@@ -231,7 +242,9 @@ class Poller:
 
     def _pause(self, observation: Observation, took: float) -> float:
         if observation.state is State.UNKNOWN:
-            return back_off(self._failures, self.watch.notice_period, observation.retry_after)
+            pause = back_off(self._failures, self.watch.notice_period, observation.retry_after)
+            # What comes seldom is not to be asked for more often because it does not answer.
+            return max(pause, self.watch.interval) if self.watch.secondary else pause
         if self.watch.waits:  # one that says so and yet returns at once must not become a busy loop
             self.every = None
             return max(0.0, SHORTEST_PAUSE - took)

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -78,6 +81,15 @@ def test_one_of_two_notices_revoked_leaves_the_other_and_its_deadline() -> None:
 def test_kill_comes_at_the_reserve_or_at_the_deadline_only_when_asked_for() -> None:
     assert Escalation.open(1, a_notice(120.0), Timing(kill=Killing.AT_RESERVE)).at(Step.KILL) == 1115.0
     assert Escalation.open(1, a_notice(120.0), Timing(kill=Killing.AT_DEADLINE)).at(Step.KILL) == 1120.0
+
+
+@pytest.mark.parametrize(
+    ("kill", "at"), [(Killing.NEVER, None), (Killing.AT_RESERVE, None), (Killing.AT_DEADLINE, 1030.0)]
+)
+def test_what_is_final_is_killed_by_nobody_but_a_rehearsal_after_its_grace(kill: Killing, at: float | None) -> None:
+    hibernation = replace(a_notice(0.0), final=True)
+
+    assert Escalation.open(1, hibernation, Timing(grace=30.0, kill=kill)).at(Step.KILL) == at
 
 
 @given(total=st.floats(0, 1e5), wish=st.none() | st.floats(0, 1e5))

@@ -19,6 +19,10 @@ def notice(**changes: object) -> Observation:
     return Observation.of(replace(NOTICE, **changes))  # type: ignore[arg-type]  # also rubbish
 
 
+def advice(**changes: object) -> Observation:
+    return notice(level=Level.ADVISE, **changes)
+
+
 def events_of(history: Iterable[Observation]) -> list[list[str]]:
     """Tell what each observation of *history* brings, in short words."""
     news = News("stand:key")
@@ -94,6 +98,11 @@ def word(event: Event) -> str:
             id="a deadline that becomes known is news, one that is forgotten is not",
         ),
         pytest.param(
+            [advice(), advice(remaining=170.0), advice(remaining=181.0), advice(remaining=None), advice(remaining=9.0)],
+            [["+stand:1", "up"], [], ["+stand:1"], ["+stand:1"], ["+stand:1"]],
+            id="advice that is put off by more than a minute is news, and so is its next date",
+        ),
+        pytest.param(
             [notice(), notice(final=True), notice(final=True)],
             [["+stand:1", "up"], ["+stand:1"], []],
             id="that the machine goes now is news",
@@ -102,6 +111,26 @@ def word(event: Event) -> str:
 )
 def test_the_news_of(history: list[Observation], expected: list[list[str]]) -> None:
     assert events_of(history) == expected
+
+
+@pytest.mark.parametrize(
+    ("history", "left"),
+    [
+        pytest.param([notice(remaining=-301.0)], -301.0, id="what stood there at the start may be old"),
+        pytest.param([DOWN, notice(remaining=-301.0)], -301.0, id="or before the first answer"),
+        pytest.param([CLEAR, notice(remaining=-301.0)], None, id="what has just come is new: a clock is wrong"),
+        pytest.param([CLEAR, DOWN, notice(remaining=-28682.0)], None, id="by a zone, say"),
+        pytest.param([CLEAR, notice(remaining=-299.0)], -299.0, id="less than that is believed"),
+    ],
+)
+def test_an_end_that_is_long_past_is_believed_of_what_may_be_old(
+    history: list[Observation], left: float | None
+) -> None:
+    news = News("stand:key")
+    events = [event for seen in (*history, history[-1]) for event in news.take(seen)]
+    (arrived,) = [event for event in events if isinstance(event, NoticeArrived)]
+
+    assert arrived.notice.remaining == left
 
 
 def test_an_outage_says_what_came_back_and_a_revocation_whose_it_is() -> None:
@@ -133,7 +162,7 @@ def test_after_any_history_what_is_open_is_what_was_seen_last(history: list[Obse
 def test_the_pause_after_an_error_is_bounded(failures: int, period: float, asked: float | None) -> None:
     pause = back_off(failures, period, asked)
 
-    assert 0.05 <= pause <= max(0.05, min(5.0, period / 6), min(asked or 0.0, 30.0))
+    assert 0.05 <= pause <= max(0.05, min(5.0, period / 6), min(asked or 0.0, 30.0, period / 3))
 
 
 def test_the_pauses_after_errors_grow_and_are_spread() -> None:

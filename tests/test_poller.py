@@ -139,6 +139,14 @@ def test_the_server_is_left_alone_as_long_as_it_asks() -> None:
     assert -(watch.looked.get() - watch.looked.get()) >= 0.4
 
 
+def test_what_is_looked_at_seldom_is_not_asked_more_often_because_it_does_not_answer() -> None:
+    watch = Scripted(DOWN, CLEAR)
+    watch.secondary, watch.interval = True, 0.4
+    run(watch, 2)
+
+    assert -(watch.looked.get() - watch.looked.get()) >= 0.4
+
+
 def test_a_watch_that_waits_at_the_server_is_asked_again_at_once_but_not_in_a_busy_loop() -> None:
     watch = Scripted(*[CLEAR] * 5, notice())
     watch.waits, watch.interval = True, 60.0

@@ -11,7 +11,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 STARTED_WITHIN = 0.05
 """Seconds; a helper's exec can hang on a network file system, and nobody waits for that."""
 OWN_COMMAND = "PREEMPTD_OWN_COMMAND"
-"""In the environment of a provider's command, and of what srun starts for it on other nodes: this is no training."""
+"""In the environment of our own commands, and of what srun starts for one on other nodes: this is no training."""
 
 
 def become_subreaper() -> None:
@@ -59,9 +59,10 @@ class Helpers:
         stderr: int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start *command* in a session of its own: no Ctrl-C hits it. The caller waits for it, then calls `release`."""
+        marked = {**(os.environ if env is None else env), OWN_COMMAND: "1"}
         with self._lock:
             process = subprocess.Popen(
-                command, env=env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
+                command, env=marked, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
             )
             self._pids.add(process.pid)
         return process
@@ -115,8 +116,7 @@ class Shielded:
         stderr: int | None = None,
     ) -> subprocess.Popen[bytes]:
         shielded = ("/bin/sh", "-c", 'trap "" TERM USR1 USR2; exec "$0" "$@"', *command)
-        marked = {**(os.environ if env is None else env), OWN_COMMAND: "1"}
-        return self._helpers.popen(shielded, env=marked, stdin=stdin, stdout=stdout, stderr=stderr)
+        return self._helpers.popen(shielded, env=env, stdin=stdin, stdout=stdout, stderr=stderr)
 
     def release(self, process: subprocess.Popen[bytes]) -> None:
         self._helpers.release(process)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Sequence
 from preemptd.events import Scanned
 from preemptd.model import Process
 from preemptd.targets.selection import without_own
+from preemptd.targets.strays import Strays
 
 Snapshot = Callable[[], Sequence[Process]]
 
@@ -28,6 +29,7 @@ class Scanner:
         self._snapshot = snapshot
         self._put = put
         self._ours = ours
+        self._strays = Strays()
         self._asked = threading.Event()
         self._closing = False
         self.took = 0.0
@@ -54,7 +56,7 @@ class Scanner:
             began = time.monotonic()
             try:
                 before = self._ours()
-                processes = without_own(self._snapshot(), before, self._ours())
+                processes = self._strays.left_out(without_own(self._snapshot(), before, self._ours()))
             except OSError as error:  # EMFILE, ENOMEM: the next look may fare better, and there must be one
                 logger.warning("cannot look at the processes: %s", error.strerror)
                 continue
