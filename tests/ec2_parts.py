@@ -12,7 +12,7 @@ TOKEN = "PUT /latest/api/token"
 
 
 def watch_of(provider: Ec2) -> SpotWatch:
-    (watch,) = provider.watches()
+    watch, *_ = provider.watches()
     assert isinstance(watch, SpotWatch)
     return watch
 

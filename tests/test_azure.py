@@ -4,21 +4,20 @@ import email.utils
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from preemptd.errors import ConfigError, ProviderError
+from preemptd.errors import ConfigError
 from preemptd.notices import Kind, Level, Notice
-from preemptd.provider import Conclusion, Found, Machine, Observation, Outcome, State, Surroundings, Watch
+from preemptd.provider import Found, Machine, Observation, State, Surroundings, Watch
 from preemptd.rehearsal.other_clouds import NAME
+from preemptd_providers._azure_watch import WITHIN_SECONDS
 from preemptd_providers._deadline_text import moment_of
-from preemptd_providers.azure import CHASSIS, ENDPOINT, WITHIN_SECONDS, Azure, AzureOptions
+from preemptd_providers.azure import CHASSIS, ENDPOINT, LONGEST_LIST, Azure, AzureOptions
 from tests.metadata_server import Exchange, Fault, FaultyAzure, body, hang, hang_up, raw, status
 from tests.waiting import wait_until
-
-SAVED = Conclusion(Outcome(75), preempted=True, saved=True)
 
 
 @pytest.fixture
@@ -27,8 +26,14 @@ def server() -> Iterator[FaultyAzure]:
         yield server
 
 
-def azure_at(url: str, lead: float = 120.0, *, approve: bool = False) -> Azure:
-    return Azure(AzureOptions(approve=approve), Surroundings({ENDPOINT: url}, lead=lead))
+def azure_at(url: str, *, approve: bool = False, warn: Callable[[str], None] = print) -> Azure:
+    return Azure(AzureOptions(approve=approve), Surroundings({ENDPOINT: url}, warn=warn))
+
+
+def planned(type_: str, not_before: object = "", **more: object) -> dict[str, object]:
+    """Make an event of this machine."""
+    event = {"EventId": type_[0], "EventType": type_, "EventStatus": "Scheduled", "Resources": [NAME]}
+    return {**event, "NotBefore": not_before, **more}
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def watch(server: FaultyAzure) -> Iterator[Watch]:
 
 
 def announced(server: FaultyAzure, watch: Watch, **event: object) -> Observation:
-    server.event.update(event)
+    server.fields.update(event)
     server.announcement.announce()
     return watch.observe()
 
@@ -72,7 +77,7 @@ def test_a_preemption_of_this_machine_is_acted_on_at_once_with_its_time(server: 
         ("Terminate", Kind.TERMINATE, Level.ACT, None),
         ("Redeploy", Kind.MAINTENANCE, Level.ADVISE, 120.0),
         ("Reboot", Kind.MAINTENANCE, Level.ADVISE, 120.0),
-        ("Freeze", Kind.MAINTENANCE, Level.ADVISE, None),
+        ("Freeze", Kind.FREEZE, Level.ADVISE, None),
         ("Levitate", Kind.MAINTENANCE, Level.ADVISE, 120.0),
     ],
 )
@@ -118,16 +123,64 @@ def test_an_event_that_is_withdrawn_is_clear_again(server: FaultyAzure, watch: W
     assert watch.observe().state is State.CLEAR
 
 
-def test_of_several_events_the_one_that_ends_the_machine_counts(server: FaultyAzure, watch: Watch) -> None:
-    freeze = {"EventId": "F", "EventType": "Freeze", "EventStatus": "Started", "Resources": [NAME], "NotBefore": ""}
-    reboot = {**freeze, "EventType": "Reboot", "EventStatus": "Scheduled", "NotBefore": later(300)}
-    server.events = [freeze, reboot]
+FREEZE = planned("Freeze", EventStatus="Started")
+
+
+def in_s(type_: str, seconds: float, **more: object) -> Callable[[], dict[str, object]]:
+    return lambda: planned(type_, later(seconds), **more)
+
+
+@pytest.mark.parametrize(
+    ("others", "first"),
+    [
+        ([in_s("Reboot", 900), in_s("Preempt", 60)], "preempt"),
+        ([in_s("Terminate", 900), in_s("Reboot", 60)], "reboot-R"),
+        ([in_s("Terminate", 100), in_s("Reboot", 110)], "terminate"),
+        ([in_s("Terminate", 900), in_s("Reboot", 300)], "terminate"),
+        ([in_s("Terminate", 900), lambda: planned("Preempt")], "preempt"),
+        ([in_s("Terminate", 10_000), in_s("Preempt", 60)], "terminate"),  # 30 s, for nobody believes that time
+        ([in_s("Redeploy", 600), in_s("Reboot", 300)], "reboot-R"),
+        ([in_s("Reboot", 90_000), lambda: planned("Redeploy")], "reboot-R"),
+        ([in_s("Reboot", 90_000)], "reboot-R"),
+    ],
+)
+def test_of_several_events_what_is_acted_on_now_comes_first_and_a_pause_last(
+    server: FaultyAzure, watch: Watch, others: Sequence[Callable[[], object]], first: str
+) -> None:
+    server.events = [FREEZE, *(other() for other in others)]
+
+    assert notice_of(watch.observe()).event_id == f"azure:{first}"
+
+
+def test_a_maintenance_that_is_put_off_is_another_event(server: FaultyAzure, watch: Watch) -> None:
+    server.events = [planned("Reboot", later(60))]
     before = notice_of(watch.observe())
-    after = notice_of(announced(server, watch))
+    server.events = [planned("Reboot", later(90_000), EventId="R2")]
+    after = notice_of(watch.observe())
 
-    assert before.event_id == "azure:reboot"
-    assert after.event_id == "azure:preempt"
+    assert before.event_id != after.event_id
 
+
+def test_a_maintenance_that_has_begun_is_the_same_event_under_another_id(server: FaultyAzure, watch: Watch) -> None:
+    tomorrow = planned("Reboot", later(90_000), EventId="tomorrow")
+    server.events = [planned("Reboot", later(60)), tomorrow]
+    before = notice_of(watch.observe())
+    server.events = [planned("Reboot", EventId="R2", EventStatus="Started"), tomorrow]
+    after = [notice_of(watch.observe()) for _ in range(2)]
+
+    assert [each.event_id for each in after] == [before.event_id] * 2
+
+
+def test_another_maintenance_that_has_begun_is_another_event(server: FaultyAzure, watch: Watch) -> None:
+    server.events = [planned("Reboot", later(60))]
+    before = notice_of(watch.observe())
+    server.events = [*server.events, planned("Reboot", EventId="R2", EventStatus="Started")]
+    after = notice_of(watch.observe())
+
+    assert before.event_id != after.event_id
+
+
+# -- what cannot be read -----------------------------------------------------------------------------------------------
 
 NO_EVENT = [7, None, {}, {"EventId": 1}, {"EventType": "Preempt"}, {"EventId": "x", "Resources": "rehearsal"}]
 
@@ -144,12 +197,66 @@ def test_an_event_that_cannot_be_read_hides_no_other_and_is_no_clear(
     assert after.state is State.NOTICE
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"NotBefore": None},
+        {"NotBefore": 7},
+        {"EventId": None},
+        {"EventId": "x" * 10_000},
+        {"EventId": "\0\n"},
+        {"EventStatus": None},
+        {"EventStatus": "gone fishing"},
+        {"Resources": [None, NAME]},
+    ],
+    ids=lambda fields: repr(fields)[:40],
+)
+def test_nothing_that_is_beside_the_point_hides_a_preemption(
+    server: FaultyAzure, watch: Watch, fields: dict[str, object]
+) -> None:
+    server.events = [{**planned("Preempt", later(60)), **fields}]
+    notice = notice_of(watch.observe())
+
+    assert (notice.event_id, notice.level) == ("azure:preempt", Level.ACT)
+    assert notice.source.isprintable()
+    assert notice.remaining is None if "NotBefore" in fields else (notice.remaining or 0.0) > 50
+
+
+@pytest.mark.parametrize("resources", [["another"], []])
+def test_an_event_of_another_machine_that_cannot_be_read_keeps_ours_not_from_being_taken_back(
+    server: FaultyAzure, watch: Watch, resources: list[str]
+) -> None:
+    server.events = [{"EventType": 7, "Resources": resources}]
+    before = announced(server, watch)
+    server.announcement.revoke()
+    after = watch.observe()
+
+    assert (before.state, after.state) == (State.NOTICE, State.CLEAR)
+
+
+@pytest.mark.parametrize("resources", [[NAME], [None], None])
+def test_one_that_may_be_ours_keeps_it(server: FaultyAzure, watch: Watch, resources: object) -> None:
+    announced(server, watch)
+    server.announcement.revoke()
+    server.events = [{"EventType": 7, "Resources": resources}, FREEZE]
+
+    assert watch.observe().state is State.UNKNOWN
+
+
+def test_what_is_urgent_comes_before_what_cannot_be_read(server: FaultyAzure, watch: Watch) -> None:
+    server.events = [FREEZE]
+    watch.observe()
+    server.events = [{"EventType": 7, "Resources": [NAME]}, planned("Reboot", later(60))]
+
+    assert notice_of(watch.observe()).event_id == "azure:reboot-R"
+
+
 NO_ANSWER = {
     "an error with status 200": body(b'{"error": "Bad request"}'),
     "no JSON": body(b"<html>Preempt</html>"),
     "no list": body(b'{"Events": {}}'),
     "a deep one": body(b"[" * 50_000),
-    "one byte too many": body(b'{"Events": [], "x": "' + b"x" * (65536 - 22) + b'"}'),
+    "one byte too many": body(b'{"Events": [], "x": "' + b"x" * (LONGEST_LIST - 22) + b'"}'),
     "gone for a while": status(410),
     "too many": status(429),
     "broken": status(500),
@@ -167,27 +274,92 @@ def test_what_is_no_list_of_events_neither_tells_nor_takes_back(
     assert watch.observe().state is State.UNKNOWN
 
 
-def test_as_many_bytes_as_are_allowed_are_read(server: FaultyAzure, watch: Watch) -> None:
-    filler = b'{"Events": [], "x": "'
-    server.fault = body(filler + b"x" * (65536 - len(filler) - 2) + b'"}')
+def test_a_list_may_name_all_machines_of_a_large_set(server: FaultyAzure, watch: Watch) -> None:
+    listed = json.dumps(
+        {"Events": [planned("Reboot", later(60), Resources=[f"set_{n}" for n in range(20_000)] + [NAME])]}
+    )
+    server.fault, server.fault_on = body(listed.encode().ljust(LONGEST_LIST)), "/scheduledevents"
 
-    assert watch.observe().state is State.CLEAR
-
-
-def test_while_nobody_says_who_we_are_an_event_is_unknown_and_then_known(server: FaultyAzure, watch: Watch) -> None:
-    server.fault, server.fault_on = status(500), "/compute"
-    before = announced(server, watch)
-    server.fault = None
-
-    assert before.state is State.UNKNOWN
+    assert len(listed) > 65536
     assert watch.observe().state is State.NOTICE
 
 
-def test_the_name_is_asked_for_once(server: FaultyAzure, watch: Watch) -> None:
-    announced(server, watch)
-    watch.observe()
+# -- who we are --------------------------------------------------------------------------------------------------------
 
-    assert server.asked_paths().count("GET /metadata/instance/compute") == 1
+
+def names_asked_for(server: FaultyAzure) -> int:
+    return server.asked_paths().count("GET /metadata/instance/compute")
+
+
+def test_the_name_is_asked_for_once_and_before_it_is_needed(server: FaultyAzure, watch: Watch) -> None:
+    watch.observe()
+    in_calm = names_asked_for(server)
+    announced(server, watch)
+
+    assert (in_calm, names_asked_for(server)) == (1, 1)
+
+
+def test_a_name_that_cannot_be_had_is_no_outage_and_asked_for_when_it_is_needed(
+    server: FaultyAzure, watch: Watch
+) -> None:
+    server.fault, server.fault_on = status(500), "/compute"
+    calm = [watch.observe().state for _ in range(3)]
+    in_calm = names_asked_for(server)
+    server.fault = None
+    after = announced(server, watch, Resources=[NAME, "another"])
+
+    assert calm == [State.CLEAR] * 3
+    assert in_calm == 1
+    assert after.state is State.NOTICE
+
+
+NOT_FOR_CERTAIN = {
+    "maintenance": [planned("Reboot")],
+    "a pause": [FREEZE],
+    "two machines": [planned("Preempt", Resources=[NAME, "another"])],
+    "one each": [planned("Preempt"), planned("Reboot", Resources=["another"])],
+    "one that cannot be read": [planned("Preempt"), {"EventType": 7}],
+    "nobody": [planned("Preempt", Resources=[])],
+}
+
+
+@pytest.mark.parametrize("events", NOT_FOR_CERTAIN.values(), ids=NOT_FOR_CERTAIN)
+def test_while_nobody_says_who_we_are_an_event_is_unknown_and_then_known(
+    server: FaultyAzure, watch: Watch, events: list[object]
+) -> None:
+    server.fault, server.fault_on = status(500), "/compute"
+    server.events = events
+    before = watch.observe()
+    server.fault = None
+
+    assert before.state is State.UNKNOWN
+    assert watch.observe().state is (State.CLEAR if events[0] == planned("Preempt", Resources=[]) else State.NOTICE)
+
+
+def test_the_end_of_the_only_machine_that_is_named_is_ours_until_we_know_our_name(server: FaultyAzure) -> None:
+    said: list[str] = []
+    (watch,) = azure_at(server.url, warn=said.append).watches()
+    server.fault, server.fault_on = status(500), "/compute"
+    server.events = [planned("Preempt", later(60), Resources=["neighbour"])]
+    before = [watch.observe().state for _ in range(2)]
+    server.fault = None
+    after = watch.observe()
+    watch.close()
+
+    assert (before, after.state) == ([State.NOTICE] * 2, State.CLEAR)
+    assert len(said) == 1
+    assert "neighbour" in said[0]
+
+
+@pytest.mark.slow
+def test_a_name_that_is_slow_to_come_takes_few_seconds_of_a_preemption(server: FaultyAzure, watch: Watch) -> None:
+    server.fault, server.fault_on = hang, "/compute"
+    calm = watch.observe().state
+    began = time.monotonic()
+    seen = announced(server, watch)
+
+    assert (calm, seen.state) == (State.CLEAR, State.NOTICE)
+    assert time.monotonic() - began < 0.5 * WITHIN_SECONDS
 
 
 @pytest.mark.slow
@@ -247,58 +419,6 @@ def test_detection_goes_by_the_variable_and_by_azures_own_asset_tag() -> None:
 def test_an_endpoint_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ConfigError, match=ENDPOINT):
         azure_at(url)
-
-
-def settled(server: FaultyAzure, conclusion: Conclusion = SAVED, *, approve: bool = True, **event: object) -> str:
-    provider = azure_at(server.url, approve=approve)
-    (watch,) = provider.watches()
-    announced(server, watch, **event)
-    watch.close()
-    try:
-        return provider.settle(conclusion, 5.0)
-    finally:
-        provider.close()
-
-
-def test_what_was_saved_for_is_approved_if_we_were_asked_to(server: FaultyAzure) -> None:
-    said = settled(server)
-
-    assert (said, server.approved) == ("Preempt approved", ["A1"])
-
-
-@pytest.mark.parametrize(
-    "conclusion",
-    [Conclusion(Outcome(0), preempted=False, saved=True), Conclusion(Outcome(1), preempted=True, saved=False)],
-    ids=["a normal end", "nothing saved"],
-)
-def test_nothing_is_approved_that_was_not_saved_for(server: FaultyAzure, conclusion: Conclusion) -> None:
-    assert (settled(server, conclusion), server.approved) == ("", [])
-
-
-def test_nothing_is_approved_unless_we_were_asked_to(server: FaultyAzure) -> None:
-    assert (settled(server, approve=False), server.approved) == ("", [])
-
-
-def test_what_takes_other_machines_as_well_is_not_approved(server: FaultyAzure) -> None:
-    said = settled(server, Resources=[NAME, "another"])
-
-    assert server.approved == []
-    assert "takes 2 machines" in said
-
-
-def test_what_has_begun_needs_no_approval(server: FaultyAzure) -> None:
-    assert (settled(server, EventStatus="Started", NotBefore=""), server.approved) == ("", [])
-
-
-def test_an_approval_that_azure_does_not_take_is_an_error_that_names_it(server: FaultyAzure) -> None:
-    provider = azure_at(server.url, approve=True)
-    (watch,) = provider.watches()
-    announced(server, watch)
-    server.fault = status(400)
-
-    with pytest.raises(ProviderError, match="Preempt not approved"):
-        provider.settle(SAVED, 5.0)
-    provider.close()
 
 
 def test_close_breaks_the_long_first_look(server: FaultyAzure, watch: Watch) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level
 from preemptd.provider import State, Surroundings
+from preemptd_providers._deadline_text import rfc3339
 from preemptd_providers._metadata import Answer
-from preemptd_providers.ec2 import Ec2, Ec2Options, SpotWatch, parse_action, parse_termination_time, parse_time
+from preemptd_providers.ec2 import Ec2, Ec2Options, SpotWatch, parse_action, parse_termination_time
 from tests.ec2_parts import ACTION, ENDPOINT, INSTANCE_ID, TERMINATION_TIME, TOKEN, noticed, watch_of
 from tests.metadata_server import FaultyEc2, RollingEc2, body, status
 
@@ -87,7 +88,7 @@ def test_the_remaining_time_is_counted_by_the_servers_clock(server: FaultyEc2, w
 
 
 def test_hibernation_is_final_and_leaves_no_time(server: FaultyEc2, watch: SpotWatch) -> None:
-    server.action = "hibernate"
+    server.event = "hibernate"
     server.announcement.announce()
 
     notice = noticed(watch.observe())
@@ -96,7 +97,7 @@ def test_hibernation_is_final_and_leaves_no_time(server: FaultyEc2, watch: SpotW
 
 
 def test_an_unknown_action_with_a_time_is_acted_on(server: FaultyEc2, watch: SpotWatch) -> None:
-    server.action = "vaporize"
+    server.event = "vaporize"
     server.announcement.announce()
 
     notice = noticed(watch.observe())
@@ -225,7 +226,7 @@ def test_no_other_text_is_a_termination_time(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["2017-09-18T08:22:00Z", "2017-09-18T10:22:00.123456789+02:00"])
 def test_rfc_3339_times_are_read(text: str) -> None:
-    assert parse_time(text) == datetime(2017, 9, 18, 8, 22, tzinfo=timezone.utc)
+    assert rfc3339(text) == datetime(2017, 9, 18, 8, 22, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(

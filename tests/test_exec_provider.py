@@ -1,36 +1,27 @@
 """The `exec` provider: a command of the user's says by its exit status whether the end is near."""
 
 import os
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from preemptd import procfs
 from preemptd.notices import Kind, Level
-from preemptd.provider import Observation, State, Surroundings, Watch
+from preemptd.provider import State, Surroundings, Watch
 from preemptd.targets.reaping import Helpers
+from preemptd.targets.scripts import Scripts, of_the_user
 from preemptd_providers.exec import Exec, ExecOptions
 from tests.waiting import wait_until
+from tests.watching import Watch as Watching
 
 
-def watch_of(command: str, helpers: Helpers | None = None, **options: object) -> Watch:
-    surroundings = Surroundings({}, commands=helpers or Helpers(), lead=100.0)
+def watch_of(command: str, warnings: list[str] | None = None, slurm: bool = False, **options: object) -> Watch:
+    popen = of_the_user(Helpers(), {"SLURM_JOB_ID": "7"} if slurm else {})
+    said: list[str] = [] if warnings is None else warnings
+    surroundings = Surroundings({}, scripts=Scripts(popen, os.environ), lead=100.0, warn=said.append)
     (watch,) = Exec(ExecOptions.model_validate({"command": command, "within": 30, **options}), surroundings).watches()
     return watch
-
-
-def in_thread(watch: Watch) -> Callable[[], Observation]:
-    seen: list[Observation] = []
-    thread = threading.Thread(target=lambda: seen.append(watch.observe()))
-    thread.start()
-
-    def result() -> Observation:
-        thread.join(30)
-        return seen[0]
-
-    return result
 
 
 @pytest.mark.parametrize(
@@ -65,46 +56,6 @@ def test_its_first_line_may_say_how_much_time_is_left(said: str, left: float | N
     assert len(notice.detail) <= 4096
 
 
-def test_one_that_takes_too_long_is_killed_with_all_it_started(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    helpers = Helpers()
-    observation = watch_of(f"sleep 600 & echo $! $$ >{pids}; wait", helpers, within=1.0).observe()
-
-    assert observation.state is State.UNKNOWN
-    assert "within 1 s" in str(observation.error)
-    wait_until(lambda: not any(is_alive(int(pid)) for pid in pids.read_text().split()))
-    wait_until(lambda: not helpers.pids)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def test_one_that_leaves_its_output_to_others_does_not_hold_us_up() -> None:
-    began = time.monotonic()
-    helpers = Helpers()
-    observation = watch_of("sleep 600 & exit 75", helpers, within=2.0).observe()
-
-    assert observation.state is State.NOTICE
-    assert time.monotonic() - began < 30
-    for pid in helpers.pids:
-        os.killpg(pid, 9)
-
-
-def test_close_ends_one_that_hangs_and_no_other_is_started(tmp_path: Path) -> None:
-    begun = tmp_path / "begun"
-    watch = watch_of(f"touch {begun}; exec sleep 600")
-    result = in_thread(watch)
-    wait_until(begun.exists)
-    watch.close()
-
-    assert result().state is State.UNKNOWN
-    assert watch.observe().state is State.UNKNOWN
-
-
 def test_where_no_commands_are_run_nothing_is_known() -> None:
     (watch,) = Exec(ExecOptions(command="exit 75"), Surroundings({})).watches()
 
@@ -116,3 +67,135 @@ def test_advice_with_a_time_becomes_a_notice_at_the_lead() -> None:
 
     assert notice is not None
     assert (notice.level, notice.remaining, notice.act_within) == (Level.ADVISE, 3000.0, 100.0)
+
+
+@pytest.mark.parametrize("kind", ["maintenance", "rebalance", "migrate", "freeze"])
+def test_advice_may_be_of_every_kind_that_can_be_acted_on(kind: str) -> None:
+    notice = watch_of("exit 75", kind=kind, level="advise").observe().notice
+
+    assert notice is not None
+    assert (notice.event_id, notice.kind, notice.remaining) == (f"exec:{kind}", Kind(kind), None)
+
+
+@pytest.mark.parametrize(
+    ("first", "level", "said"),
+    [
+        ("Sat Nov 21 00:00:00 UTC 2026", "act", "neither a time nor a number of seconds: --grace counts"),
+        ("30s", "act", "'30s' is neither"),
+        ("1793120100123", "act", "'1793120100123' is neither"),
+        ("-5", "act", "'-5' is neither"),
+        ("2099-01-01T00:00:00Z", "act", "more than 30 days away: --grace counts"),
+        ("soon", "advise", "the advice has no date"),
+        ("API_KEY=hush", "act", "'API_KEY=***' is neither"),
+    ],
+)
+def test_a_time_that_cannot_be_read_is_said_once(first: str, level: str, said: str) -> None:
+    warnings: list[str] = []
+    watch = watch_of(f"echo '{first}'; exit 75", warnings, level=level)
+    notices = [watch.observe().notice for _ in range(2)]
+
+    assert [notice.remaining for notice in notices if notice] == [None, None]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("provider exec: '")
+    assert said in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ("/no/such", "the command ended with status 127, not found: "),
+        ("exec 2>&-; /no/such", "the command ended with status 127, not found"),
+        ("/etc", "the command ended with status 126, cannot be executed: "),
+        ("echo first >&2; echo last >&2; exit 1", "the command ended with status 1: last"),
+        ("head -c 1000000 /dev/zero >&2; echo >&2; echo last >&2; exit 1", "the command ended with status 1: last"),
+        ("printf 'a\\tb\\033[1m\\n\\n' >&2; exit 1", "the command ended with status 1: a b [1m"),
+        ("echo --token hush >&2; exit 1", "the command ended with status 1: --token ***"),
+    ],
+)
+def test_why_nothing_is_known_is_the_last_line_that_it_complains_of(
+    command: str, why: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert str(watch_of(command).observe().error).startswith(why)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_complaint_is_cut() -> None:
+    error = str(watch_of("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1").observe().error)
+
+    assert error.endswith("x" * 200)
+    assert len(error) < 300
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["setsid sleep 600 & echo $! >pid; exit 0", "setsid sleep 600 & echo $! >pid; wait"],
+    ids=["it ends", "it hangs"],
+)
+def test_what_it_left_in_a_session_of_its_own_does_not_stay(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    watch_of(script, within=0.5).observe()
+    pid = int((tmp_path / "pid").read_text())
+
+    wait_until(lambda: procfs.process_id(pid) is None)
+
+
+def test_another_commands_processes_are_left_alone() -> None:
+    helpers = Helpers()
+    other = Scripts(helpers, os.environ).popen(("sleep", "600"))
+    watch_of("setsid sleep 600 & exit 0").observe()
+    alive = other.poll() is None
+    other.kill()
+    other.wait()
+    helpers.release(other)
+
+    assert alive
+
+
+@pytest.mark.parametrize(("slurm", "expected"), [(True, State.CLEAR), (False, State.UNKNOWN)])
+def test_signals_are_ignored_under_slurm_alone(slurm: bool, expected: State) -> None:
+    watch = watch_of("kill -TERM $$; kill -USR1 $$; kill -USR2 $$; exit 0", slurm=slurm)
+
+    assert watch.observe().state is expected
+
+
+def test_it_gets_the_users_environment_without_what_is_meant_for_preemptd(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        "[providers.exec]\ncommand = 'readlink /proc/self/fd/0 > in; env > part; mv part env'\n"
+    )
+    ours = {
+        "PREEMPTD_GRACE": "44",
+        "PREEMPTD_PROVIDER": "exec",
+        "NOTIFY_SOCKET": "/nowhere",
+        "WATCHDOG_USEC": "9000000",
+    }
+    theirs = {"OF_THE_USER": "1", "PREEMPTD_SIGNAL_DIR": str(tmp_path)}
+    with Watching(tmp_path, ["sleep", "600"], "--config", "config", env={**ours, **theirs}) as watch:
+        wait_until((tmp_path / "env").exists)
+        watch.process.terminate()
+        watch.wait()
+
+    found = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
+    assert theirs.items() <= found.items()
+    assert not ours.keys() & found.keys()
+    assert (tmp_path / "in").read_text() == "/dev/null\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("", "blank"),
+        (" \n", "blank"),
+        ("a\0b", "null byte"),
+        ("x" * (64 * 1024 + 1), "longer than 64 KiB"),
+    ],
+    ids=["empty", "blank", "null byte", "too long"],
+)
+def test_what_can_never_be_run_is_refused(command: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ExecOptions(command=command)
+
+
+def test_the_longest_command_is_run() -> None:
+    assert watch_of("exit 0 #".ljust(64 * 1024, "x"), slurm=True).observe().state is State.CLEAR

@@ -8,7 +8,8 @@ import pytest
 
 from preemptd.notices import Kind, Level
 from preemptd.provider import Observation, State, Surroundings
-from preemptd_providers.gce import Gce, GceOptions, KeyWatch, MaintenanceWatch, PreemptedWatch
+from preemptd_providers._gce_server import KeyWatch
+from preemptd_providers.gce import Gce, GceOptions, MaintenanceWatch, PreemptedWatch
 from tests.metadata_server import FaultyGce, body, status
 from tests.waiting import wait_until
 
@@ -49,7 +50,7 @@ def maintenance(server: FaultyGce, provider_at: MakeProvider) -> KeyWatch:
 
 
 def watches_of(provider: Gce) -> tuple[KeyWatch, KeyWatch]:
-    first, second = provider.watches()
+    first, second, *_ = provider.watches()
     assert isinstance(first, PreemptedWatch)
     assert isinstance(second, MaintenanceWatch)
     return first, second

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from preemptd.errors import ConfigError, ProviderError
 from preemptd.provider import Found, Machine, Surroundings
+from preemptd_providers._gce_server import Settings
 from preemptd_providers._metadata import Answer
-from preemptd_providers.gce import Gce, GceOptions, MaintenanceWatch, PreemptedWatch, Settings
+from preemptd_providers.gce import Gce, GceOptions, MaintenanceWatch, PreemptedWatch
 from tests.metadata_server import Exchange, FaultyGce, hang, hang_up, status
 
 TERMINATE = "TERMINATE_ON_HOST_MAINTENANCE"

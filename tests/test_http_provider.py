@@ -1,18 +1,21 @@
 """The `http` provider: a web page that the configuration describes."""
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from preemptd.errors import ConfigError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Observation, State, Surroundings, Watch
+from preemptd.registry import options_for
 from preemptd.rehearsal.serving import MetadataServer, Reply, Request
 from preemptd_providers.http import Http, HttpOptions
-from tests.metadata_server import Fault, FaultyBytePlus, FaultyTencent, announcement, body, hang, hang_up, raw, status
+from tests.metadata_server import FaultyBytePlus, FaultyTencent, announcement
+from tests.watching import Watch as Watching
 
 
 class Page(MetadataServer):
@@ -32,8 +35,9 @@ def page() -> Iterator[Page]:
         yield page
 
 
-def watch_of(**options: object) -> Watch:
-    (watch,) = Http(HttpOptions.model_validate(options), Surroundings({}, lead=100.0)).watches()
+def watch_of(warnings: list[str] | None = None, /, **options: object) -> Watch:
+    said: list[str] = [] if warnings is None else warnings
+    (watch,) = Http(HttpOptions.model_validate(options), Surroundings({}, lead=100.0, warn=said.append)).watches()
     return watch
 
 
@@ -143,31 +147,63 @@ def test_404_counts_only_from_a_server_that_knows_something_else(page: Page) -> 
     assert (unknown.state, clear.state) == (State.UNKNOWN, State.CLEAR)
 
 
-FAULTS = {
-    "broken": status(500),
-    "moved": status(302, {"Location": "http://127.0.0.1:9/"}),
-    "one byte too many": body(b"2" * 65537),
-    "half of it": raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n2030"),
-    "hung up": hang_up,
-}
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "provider http: 'soon' is neither a time nor a number of seconds: 30 s are counted with"),
+        (
+            {"level": "advise"},
+            "provider http: 'soon' is neither a time nor a number of seconds: the advice has no date",
+        ),
+    ],
+)
+def test_a_time_that_cannot_be_read_is_said_once(page: Page, options: dict[str, object], said: str) -> None:
+    page.pages["/"] = Reply(200, b"end: soon")
+    warnings: list[str] = []
+    watch = watch_of(warnings, url=page.url, notice="end", clear="none", deadline="end: (.*)", **options)
+    watch.observe()
+    look(watch)
+
+    assert warnings == [said]
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_server_that_misbehaves_is_unknown(fault: Fault) -> None:
-    with FaultyTencent() as cloud:
-        cloud.fault = fault
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"no".ljust(4096, b"-"), State.CLEAR),
+        (b"no".ljust(4097, b"-"), State.UNKNOWN),
+        (b"yes".ljust(60_000, b"-"), State.NOTICE),
+        (b"yes".rjust(4096, b"-"), State.NOTICE),
+        (b"yes".rjust(4097, b"-"), State.UNKNOWN),
+        (b"no".ljust(4096, b"-") + b"yes", State.UNKNOWN),
+    ],
+)
+def test_of_a_long_page_the_first_4_kib_are_searched_and_it_is_never_clear(
+    page: Page, body: bytes, expected: State
+) -> None:
+    page.pages["/"] = Reply(200, body)
 
-        assert look(watch_of(url=f"{cloud.url}/x", notice="2", clear="no")).state is State.UNKNOWN
+    assert look(watch_of(url=page.url, notice="yes", clear="no")).state is expected
 
 
-def test_a_server_that_answers_after_the_limit_is_unknown_within_it() -> None:
-    with FaultyTencent() as cloud:
-        cloud.fault = hang
-        began = time.monotonic()
-        observation = look(watch_of(url=cloud.url, notice="2", clear="no", within=0.3))
+def test_a_notice_wins_over_clear(page: Page) -> None:
+    page.pages["/"] = Reply(200, b"no, yes")
 
-        assert observation.state is State.UNKNOWN
-        assert time.monotonic() - began < 10
+    assert look(watch_of(url=page.url, notice="yes", clear="no")).state is State.NOTICE
+
+
+def test_a_query_needs_no_path(page: Page) -> None:
+    look(watch_of(url=f"{page.url}?a=b", notice="yes", clear="no"))
+
+    assert [(request.path, request.query) for request in page.asked] == [("/", {"a": "b"})]
+
+
+@pytest.mark.parametrize("kind", ["maintenance", "rebalance", "migrate", "freeze"])
+def test_advice_may_be_of_every_kind_that_can_be_acted_on(page: Page, kind: str) -> None:
+    page.pages["/"] = Reply(200, b"yes")
+    notice = notice_of(look(watch_of(url=page.url, notice="yes", clear="no", kind=kind, level="advise")))
+
+    assert (notice.event_id, notice.kind) == (f"http:{kind}", Kind(kind))
 
 
 WHOLE = {"url": "http://127.0.0.1/x", "notice": "yes", "clear": "no"}
@@ -180,6 +216,25 @@ NOT_WHOLE = {
     "https": ({"url": "https://x/"}, "url"),
     "no url": ({"url": "x"}, "url"),
     "another key": ({"notices": "x"}, "notices"),
+    "a port that is none": ({"url": "http://127.0.0.1:99999/"}, "write http://HOST"),
+    "a port that is no number": ({"url": "http://127.0.0.1:abc/"}, "write http://HOST"),
+    "port 0": ({"url": "http://127.0.0.1:0/"}, "write http://HOST"),
+    "no host": ({"url": "http://:80/"}, "write http://HOST"),
+    "half a bracket": ({"url": "http://[::1/"}, "write http://HOST"),
+    "a blank": ({"url": "http://127.0.0.1/a b"}, "write http://HOST"),
+    "a fragment": ({"url": "http://127.0.0.1/#a"}, "write http://HOST"),
+    "an identity that cannot be asked": ({"identity_url": "http://[::1/"}, "write http://HOST"),
+    "a notice in every text": ({"notice": ""}, "it is blank"),
+    "clear in every text": ({"clear": ""}, "it is blank"),
+    "a deadline in every text": ({"deadline": " "}, "it is blank"),
+    "a header without a name": ({"headers": {"": "x"}}, "no name of a header"),
+    "a blank in a header's name": ({"headers": {"A b": "x"}}, "'A b' is no name of a header"),
+    "a newline in a header's name": ({"headers": {"A\nb": "x"}}, r"'A\\nb' is no name of a header"),
+    "a header's name that is no ASCII": ({"headers": {"\u00c4": "x"}}, "no name of a header"),
+    "an empty header": ({"headers": {"A": ""}}, "the value of A is empty"),
+    "a blank header": ({"headers": {"A": " "}}, "the value of A is empty"),
+    "a newline in a header": ({"headers": {"A": "hush\r\nB: c"}}, "the value of A is empty, or not one line"),
+    "a header that is no Latin-1": ({"headers": {"A": "hush \u20ac"}}, "the value of A is empty, or not one line"),
 }
 
 
@@ -187,3 +242,39 @@ NOT_WHOLE = {
 def test_a_description_that_makes_no_sense_is_refused(change: dict[str, object], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         HttpOptions.model_validate({**WHOLE, **change})
+
+
+SECRET: dict[str, dict[str, object]] = {
+    "headers, another value": {"headers": {"Authorization": "Bearer hush"}, "kind": "x"},
+    "headers, something missing": {"headers": {"Authorization": "Bearer hush"}, "clear": None},
+    "headers, a newline": {"headers": {"Authorization": "Bearer hush\n"}},
+    "headers, no name": {"headers": {"A b": "Bearer hush"}},
+    "headers, no text": {"headers": {"Authorization": ["Bearer hush"]}},
+    "headers, no table": {"headers": "Authorization: Bearer hush"},
+    "headers, a list": {"headers": [{"Authorization": "Bearer hush"}]},
+    "a user in the url": {"url": "https://me:hush@127.0.0.1/?token=hush"},
+    "a user in the other url": {"identity_url": "http://me:hush@127.0.0.1:99999/"},
+}
+
+
+@pytest.mark.parametrize("change", SECRET.values(), ids=SECRET)
+def test_no_error_shows_what_may_be_a_secret(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=r"^\[providers\.http\] [^={}\n]") as error:
+        options_for(Http, {**WHOLE, **change})
+    assert "hush" not in str(error.value)
+    assert "{" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_page_that_cannot_be_asked_ends_with_one_line_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text(
+        "[providers.http]\nurl = 'http://h/'\nnotice = 'y'\nheaders = { Authorization = 'Bearer hush' }\n"
+    )
+    with Watching(tmp_path, ["touch", "ran"], "--provider", "http", "--config", "config") as watch:
+        status = watch.wait()
+
+    assert status == 2
+    assert watch.err == (
+        "preemptd: [providers.http] say what means that there is nothing: clear, or clear_status with identity_url\n"
+    )
+    assert not (tmp_path / "ran").exists()

@@ -5,11 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preemptd.errors import ConfigError
-from preemptd_providers._metadata import (
-    Answer,
-    checked_base,
-    checked_number,
-)
+from preemptd_providers._metadata import Answer
+from preemptd_providers._variables import checked_base, checked_number
 
 
 def answer(headers: dict[str, str]) -> Answer:

@@ -5,6 +5,12 @@ import re
 from datetime import datetime, timedelta, timezone
 
 _SECONDS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
+_FRACTION = re.compile(r"\.[0-9]{1,9}(?=Z|[+-]|$)")  # nanoseconds are too much for Python 3.10, and for anybody
+_NAMED_MONTH = re.compile(r"(?:[A-Z][a-z]{2}, )?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} .{8,}")
+_DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")  # Python 3.11 takes 1793120100123 for a day of the year 1793
+_RFC3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+)
 _ZONE = re.compile(r"([+-])([0-9]{2}):([0-9]{2})")
 EPOCH_FROM = 10_000_000.0
 """A number as large as this is a moment in Unix seconds (from 1970-04-26 on), a smaller one is what is left."""
@@ -26,6 +32,11 @@ def seconds_left(text: str, now: datetime, zone: timezone) -> float | None:
     return None if moment is None else (moment - now).total_seconds()
 
 
+def rfc3339(text: str) -> datetime | None:
+    """Read a UTC time from RFC 3339, and nothing else: some keys hold a text that is no time; None: it is not one."""
+    return moment_of(text, timezone.utc) if _RFC3339.fullmatch(text) else None
+
+
 def zone_of(text: str) -> timezone:
     """Read ``+08:00`` or ``Z``; raises ValueError."""
     match = _ZONE.fullmatch(text)
@@ -38,13 +49,18 @@ def zone_of(text: str) -> timezone:
 
 
 def moment_of(text: str, zone: timezone) -> datetime | None:
-    """Read an aware UTC time from RFC 1123 or ISO 8601, which may name no *zone*; None: it is neither."""
+    """Read an aware UTC time from RFC 1123, with or without the weekday, or ISO 8601; *zone* if it names none.
+
+    None: it is neither.
+    """
     text = text.strip()
     try:
-        if "," in text:
+        if _NAMED_MONTH.fullmatch(text):
             moment = email.utils.parsedate_to_datetime(text)
+        elif not _DATED.fullmatch(text):
+            return None
         else:
-            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            moment = datetime.fromisoformat(_FRACTION.sub("", text).replace("Z", "+00:00"))
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(timezone.utc)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

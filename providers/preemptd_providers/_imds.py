@@ -7,12 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from preemptd.errors import ConfigError, ProviderError
-from preemptd_providers._metadata import Answer, Client, NoAnswerError, checked_base, checked_number
+from preemptd_providers._metadata import Answer, Client, NoAnswerError
+from preemptd_providers._variables import checked_base, checked_number
 
 IPV4 = "http://169.254.169.254"
 IPV6 = "http://[fd00:ec2::254]"
 ENDPOINT = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
 ENDPOINT_MODE = "AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE"
+METADATA = "/latest/meta-data/"
+INSTANCE_ID = METADATA + "instance-id"
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "X-aws-ec2-metadata-token"
 TTL_HEADER = "X-aws-ec2-metadata-token-ttl-seconds"
@@ -20,6 +23,7 @@ TTL = 21600
 V1_SECONDS = 300.0
 RENEW_AGAIN_SECONDS = 5.0
 
+_INSTANCE_ID = re.compile(r"[a-z]+-[0-9A-Za-z-]{1,64}")
 _TOKEN = re.compile(r"[!-~]{1,1024}")
 
 
@@ -75,6 +79,12 @@ class Imds:
             else:
                 self.heard = "IMDSv2" if self._token else "IMDSv1"
                 return answer
+
+    def identify(self) -> None:
+        """Raise ProviderError where the server does not know the instance's id: then its 404 means nothing."""
+        answer = self.get(INSTANCE_ID)
+        if answer.status != 200 or not _INSTANCE_ID.fullmatch(answer.text):
+            raise answer.malformed("no instance id: what else this server says means nothing")
 
     def _get(self, path: str) -> Answer:
         answer = self._ask(path)

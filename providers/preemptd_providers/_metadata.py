@@ -1,6 +1,8 @@
 """What metadata providers share: an HTTP client that no server can hang, fool or fill, and a watch on top of it."""
 
 import email.utils
+import json
+import re
 import threading
 import time
 from abc import abstractmethod
@@ -8,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
-from preemptd.errors import ConfigError, ProviderError
+from preemptd.errors import ProviderError
 from preemptd.provider import Observation, Watch
 
 if TYPE_CHECKING:
-    import requests
+    import urllib3
 
     from preemptd_providers._session import Line, Session
 
 BODY_LIMIT = 64 * 1024
 DETAIL_LIMIT = 4 * 1024
+_USER = re.compile("//[^/]*@")
 
 
 class NoConnectionError(ProviderError):
@@ -39,7 +41,7 @@ class RejectedError(ProviderError):
 
 
 class _BodyTooLargeError(ValueError):
-    """The body goes on after `BODY_LIMIT`."""
+    """The body goes on after what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Answer:
     @property
     def text(self) -> str:
         return self.body.decode("utf-8", "replace").strip()
+
+    @property
+    def json(self) -> object:
+        """The value in the body; None: it is no JSON, or null."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
 
     @property
     def detail(self) -> str:
@@ -82,23 +92,32 @@ class Answer:
 
     def rejected(self, hint: str = "") -> RejectedError:
         """Make the error that says what came back; never the body: it may hold a token."""
-        return RejectedError(f"{self.method} {self.url}: HTTP {self.status}{hint}", self.retry_after)
+        return RejectedError(f"{self.method} {public(self.url)}: HTTP {self.status}{hint}", self.retry_after)
 
     def malformed(self, why: str) -> ProviderError:
-        return ProviderError(f"{self.method} {self.url}: HTTP {self.status}, but {why}")
+        return ProviderError(f"{self.method} {public(self.url)}: HTTP {self.status}, but {why}")
+
+
+def public(url: str) -> str:
+    """Return *url* for people: without a user and a query, which may be secrets."""
+    return _USER.sub("//", url.partition("?")[0])
 
 
 def load_http() -> None:
-    """Import what the first `Client.ask` would import: 80 ms, too much for the moment before the start."""
+    """Import what the first `Client.ask` would import: 50 ms, too much for the moment before the start."""
     import preemptd_providers._session  # noqa: F401
 
 
 class Client:
     """Asks one metadata server, over one connection. One thread asks; any thread may `close`."""
 
-    def __init__(self, bases: Sequence[str]) -> None:
-        """Take the addresses to try, in order; the first that answers is the server from then on."""
+    def __init__(self, bases: Sequence[str], limit: int = BODY_LIMIT) -> None:
+        """Take the addresses to try, in order; the first that answers is the server from then on.
+
+        *limit* is in bytes, for the body of an answer.
+        """
         self._bases = tuple(bases)
+        self._limit = limit
         self._home: str | None = None
         self._lock = threading.Lock()
         self._line: Line | None = None
@@ -109,7 +128,7 @@ class Client:
     @property
     def base(self) -> str:
         """Where it asks, for people."""
-        return self._home or " or ".join(self._bases)
+        return public(self._home) if self._home else " or ".join(map(public, self._bases))
 
     def ask(
         self, method: str, path: str, headers: Mapping[str, str], within: float, body: bytes | None = None
@@ -118,7 +137,7 @@ class Client:
 
         Raises ProviderError, and nothing else, when there is no answer: see its subclasses.
         """
-        ends = time.monotonic() + within  # the first time, that includes the import of requests
+        ends = time.monotonic() + within  # the first time, that includes the import of urllib3
         with self._lock:
             if self._closed:
                 raise ProviderError("closed")
@@ -126,7 +145,7 @@ class Client:
             line, session = self._open()
         line.ends = ends
         try:
-            return self._ask_each(line, session, _Asked(method, path, headers, body))
+            return self._ask_each(line, session, _Asked(method, path, headers, body, self._limit))
         finally:
             with self._lock:
                 self._asking = False
@@ -144,7 +163,7 @@ class Client:
 
     def _open(self) -> "tuple[Line, Session]":
         if self._line is None or self._session is None:
-            from preemptd_providers._session import Line, Session  # requests costs 80 ms: not before the child runs
+            from preemptd_providers._session import Line, Session  # costs 50 ms: not before the child runs
 
             self._line = Line()
             self._session = Session(self._line)
@@ -174,6 +193,7 @@ class _Asked:
     path: str
     headers: Mapping[str, str]
     body: bytes | None
+    limit: int
 
 
 def _ask_one(line: "Line", session: "Session", asked: _Asked, url: str) -> Answer:
@@ -188,27 +208,25 @@ def _ask_one(line: "Line", session: "Session", asked: _Asked, url: str) -> Answe
             session.close()
             was_kept, made = line.made == made, -1
             if not was_kept or time.monotonic() >= line.connect_ends:
-                raise _named(line, f"{asked.method} {url}", problem, time.monotonic() - began) from None
+                raise _named(line, f"{asked.method} {public(url)}", problem, time.monotonic() - began) from None
             # Once more: the server had closed the kept connection in the meantime, as it may, and that is no outage.
 
 
 def _exchange(session: "Session", asked: _Asked, url: str, left: float) -> Answer:
-    method, headers = asked.method, dict(asked.headers)
-    response = session.request(
-        method, url, headers=headers, data=asked.body, timeout=left, stream=True, allow_redirects=False
-    )
+    method, headers = asked.method, asked.headers
+    response = session.ask(method, url, headers, asked.body, left)
     try:
-        body = _body(response)
+        body = _body(response, asked.limit)
     except BaseException:
         response.close()
         raise
-    return Answer(url, method, response.status_code, response.headers, body, time.monotonic())
+    return Answer(url, method, response.status, response.headers, body, time.monotonic())
 
 
-def _body(response: "requests.Response") -> bytes:
-    body: bytes = response.raw.read(BODY_LIMIT + 1, decode_content=False)
-    if len(body) > BODY_LIMIT:
-        raise _BodyTooLargeError
+def _body(response: "urllib3.BaseHTTPResponse", limit: int) -> bytes:
+    body: bytes = response.read(limit + 1, decode_content=False)
+    if len(body) > limit:
+        raise _BodyTooLargeError(limit)
     announced = response.headers.get("Content-Length", "")
     if announced.isascii() and announced.isdigit() and len(body) < int(announced):
         raise ConnectionError("the answer broke off")
@@ -225,7 +243,7 @@ def _named(line: "Line", what: str, fault: Exception, took: float) -> ProviderEr
     if unreachable is not None:
         return NoConnectionError(f"{what}: {unreachable.strerror or unreachable}")
     if isinstance(fault, _BodyTooLargeError):
-        return ProviderError(f"{what}: an answer of more than 64 KiB")
+        return ProviderError(f"{what}: an answer of more than {fault.args[0] // 1024} KiB")
     if time.monotonic() >= line.ends:
         return NoAnswerError(f"{what}: connected, but no whole answer within {took:.1f} s")
     if isinstance(fault, TIMEOUTS):
@@ -254,32 +272,6 @@ class MetadataWatch(Watch):
 
     def close(self) -> None:
         self.client.close()
-
-
-def checked_base(variable: str, value: str) -> str:
-    """Return the base URL in *value* without a trailing slash; raises ConfigError naming *variable*."""
-    try:
-        parts = urlsplit(value.strip())
-        usable = parts.scheme == "http" and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigError(f"{variable}={value!r} is not the address of a metadata server (http://HOST[:PORT])")
-    return value.strip().rstrip("/")
-
-
-def checked_number(environ: Mapping[str, str], variable: str, default: float) -> float:
-    """Return the positive number in *variable*; raises ConfigError if there is something else in it."""
-    value = environ.get(variable, "")
-    if not value:
-        return default
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 3600:
-        raise ConfigError(f"{variable}={value!r} is not a positive number")
-    return number
 
 
 def _http_date(value: str) -> datetime | None:

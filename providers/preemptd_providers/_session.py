@@ -1,4 +1,4 @@
-"""requests on a line of our own: one deadline for all socket operations of a request, and another thread can cut it."""
+"""urllib3 on a line of our own: one deadline for all socket operations of a request, and another thread can cut it."""
 
 import contextlib
 import functools
@@ -8,11 +8,10 @@ import os
 import socket
 import threading
 import time
-from http.cookiejar import DefaultCookiePolicy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-import requests
-import requests.adapters
 import urllib3
 import urllib3.connection
 import urllib3.connectionpool
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 CONNECT_SECONDS = 1.0
-FAULTS = (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
-"""All that a server can make requests raise, found by feeding it random bytes."""
-TIMEOUTS = (requests.Timeout, TimeoutError)
+FAULTS = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+"""All that a server can make urllib3 raise, found by feeding it random bytes."""
+TIMEOUTS = (urllib3.exceptions.TimeoutError, TimeoutError)
 """Those of FAULTS that came by a deadline, ours or the kernel's."""
+
+HEADERS = {"User-Agent": "preemptd", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 # A hanging GET over a black hole would be noticed only at its end: probes of the kernel say so within about 5 s.
 _OPTIONS = (
@@ -168,38 +169,46 @@ class _Pool(urllib3.connectionpool.HTTPConnectionPool):
         self.ConnectionCls = functools.partial(_Connection, line=line)  # type: ignore[assignment]  # called only
 
 
-class _Adapter(requests.adapters.HTTPAdapter):
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        super().__init__(pool_connections=2, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": functools.partial(_Pool, line=self._line)}
-
-
-class Session(requests.Session):
-    """No proxy or netrc of the environment, no cookies, no redirects: a metadata server needs none of them."""
+class Session:
+    """Asks over the line, and nothing else: no proxy or netrc of the environment, no cookies, no redirects."""
 
     def __init__(self, line: Line) -> None:
-        super().__init__()
         self._line = line
+        self._pools: dict[tuple[str, int], _Pool] = {}
         # urllib3 logs a warning with a traceback and the server's text at each answer with bad headers: at each poll,
         # and the text may be a token.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
-        self.trust_env = False
-        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self.headers = requests.structures.CaseInsensitiveDict(
-            {"User-Agent": "preemptd", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, within: float
+    ) -> "urllib3.BaseHTTPResponse":
+        """Send a request; return the answer, whose body is still to be read. Raises what is in `FAULTS`."""
+        parts = urllib3.util.parse_url(url)
+        if not parts.host:
+            raise ValueError("the address names no host")
+        auth = urllib3.util.make_headers(basic_auth=unquote(parts.auth)) if parts.auth else {}
+        given = {name.lower() for name in headers}
+        defaults = {name: value for name, value in {**HEADERS, **auth}.items() if name.lower() not in given}
+        return self._pool(parts.host, parts.port or 80).urlopen(
+            method,
+            parts.request_uri,
+            body=body,
+            headers={**defaults, **headers},
+            retries=False,
+            redirect=False,
+            timeout=within,
+            preload_content=False,
         )
-        self.adapters.clear()
-        self.mount("http://", _Adapter(line))
+
+    def _pool(self, host: str, port: int) -> _Pool:
+        pool = self._pools.get((host, port))
+        if pool is None:
+            pool = self._pools[host, port] = _Pool(host, port, maxsize=1, line=self._line)
+        return pool
 
     def close(self) -> None:
         """Close the connection; a request after that makes a new one."""
-        super().close()
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
         self._line.drop()
-
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002  # requests' own signature
-        """Say that there is none: requests reads a redirect's body whole, without limit, even if told not to follow."""
-        return

@@ -1,6 +1,5 @@
 """A metadata key that is absent until the machine is to be reclaimed, and then holds the time: some clouds have it."""
 
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -12,12 +11,11 @@ from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
 from preemptd_providers._identity import Identity
-from preemptd_providers._metadata import Answer, Client, MetadataWatch, checked_base, load_http
+from preemptd_providers._metadata import Answer, Client, MetadataWatch, load_http
+from preemptd_providers._variables import checked_base
 
 WITHIN_SECONDS = 2.0
 BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
-
-_UTC = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 
 
 class TerminationTimeOptions(Options):
@@ -130,13 +128,3 @@ class TerminationTimeWatch(MetadataWatch):
             deadline=deadline,
             detail=answer.detail,
         )
-
-
-def utc_time(text: str) -> datetime | None:
-    """Read ``2026-11-20T08:22:00Z``; None if it is something else."""
-    if not _UTC.fullmatch(text):
-        return None
-    try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError:
-        return None

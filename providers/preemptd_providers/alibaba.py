@@ -6,13 +6,16 @@ from datetime import datetime
 
 from preemptd.errors import ProviderError
 from preemptd.provider import Options, Surroundings
-from preemptd_providers._metadata import Answer, Client
-from preemptd_providers._termination_time import TerminationTimeProvider, utc_time
+from preemptd_providers._deadline_text import rfc3339
+from preemptd_providers._metadata import Answer, Client, NoAnswerError
+from preemptd_providers._termination_time import TerminationTimeProvider
 
 TOKEN_PATH = "/latest/api/token"
 TOKEN_HEADER = "X-aliyun-ecs-metadata-token"
 TTL_HEADER = "X-aliyun-ecs-metadata-token-ttl-seconds"
 TTL = 21600
+PLAIN_SECONDS = 300.0
+"""For which it is asked without a token where there are none."""
 
 _TOKEN = re.compile(r"[!-~]{1,1024}")
 
@@ -30,28 +33,36 @@ class Alibaba(TerminationTimeProvider):
         super().__init__(options, surroundings)
         self._token: str | None = None
         self._renew_at = 0.0
+        """When a token is asked for (again)."""
+        self._why_plain = ""
 
     @staticmethod
     def parse(text: str) -> datetime | None:
-        return utc_time(text)
+        return rfc3339(text)
 
     def ask(self, client: Client, path: str, within: float) -> Answer:
         answer = client.ask("GET", path, self._headers(client, within), within)
-        if answer.status in {401, 403} and self._token is not None:  # expired, or the service restarted
-            self._token = None
+        if answer.status in {401, 403}:  # expired, the service restarted, or it is in its other mode by now
+            self._renew_at = 0.0
+            if self._token is None:
+                raise answer.rejected(self._why_plain)
             answer = client.ask("GET", path, self._headers(client, within), within)
         return answer
 
     def _headers(self, client: Client, within: float) -> dict[str, str]:
-        if self._token is None or time.monotonic() >= self._renew_at:
+        if time.monotonic() >= self._renew_at:
             self._token = self._new_token(client, within)
-            self._renew_at = time.monotonic() + 0.8 * TTL
+            self._renew_at = time.monotonic() + (0.8 * TTL if self._token else PLAIN_SECONDS)
         return {TOKEN_HEADER: self._token} if self._token else {}
 
-    @staticmethod
-    def _new_token(client: Client, within: float) -> str | None:
+    def _new_token(self, client: Client, within: float) -> str | None:
         """Get a token; None: this instance works without (its normal mode). Raises ProviderError."""
-        answer = client.ask("PUT", TOKEN_PATH, {TTL_HEADER: str(TTL)}, within)
+        self._why_plain = " without a token"
+        try:
+            answer = client.ask("PUT", TOKEN_PATH, {TTL_HEADER: str(TTL)}, within)
+        except NoAnswerError as problem:  # its answer, and that alone, may be lost on its way into a container
+            self._why_plain = f" without a token ({problem}; in a container use the host's network)"
+            return None
         if answer.status in {403, 404, 405}:
             return None
         if answer.status != 200:

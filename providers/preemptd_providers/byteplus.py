@@ -2,7 +2,8 @@
 
 from datetime import datetime
 
-from preemptd_providers._termination_time import TerminationTimeProvider, utc_time
+from preemptd_providers._deadline_text import rfc3339
+from preemptd_providers._termination_time import TerminationTimeProvider
 
 
 class BytePlus(TerminationTimeProvider):
@@ -15,4 +16,4 @@ class BytePlus(TerminationTimeProvider):
 
     @staticmethod
     def parse(text: str) -> datetime | None:
-        return utc_time(text)
+        return rfc3339(text)

@@ -1,6 +1,5 @@
-"""EC2 spot interruptions, read from the instance metadata service (IMDSv2)."""
+"""EC2: spot interruptions, and what else the instance metadata service (IMDSv2) announces."""
 
-import re
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -11,12 +10,12 @@ from pydantic import BaseModel, Field, ValidationError
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
+from preemptd_providers._deadline_text import rfc3339
+from preemptd_providers._ec2_seldom import LifecycleWatch, RebalanceWatch, ScheduledWatch
 from preemptd_providers._identity import Identity
-from preemptd_providers._imds import ENDPOINT, Imds, Settings, is_true
+from preemptd_providers._imds import ENDPOINT, METADATA, Imds, Settings, is_true
 from preemptd_providers._metadata import Answer, MetadataWatch, load_http
 
-METADATA = "/latest/meta-data/"
-INSTANCE_ID = METADATA + "instance-id"
 INSTANCE_ACTION = METADATA + "spot/instance-action"
 TERMINATION_TIME = METADATA + "spot/termination-time"
 
@@ -25,8 +24,6 @@ BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the 
 TERMINATION_TIME_SECONDS = 5.0  # the pause that AWS recommends between two looks at it
 PROBE_SECONDS = 0.9
 
-_INSTANCE_ID = re.compile(r"[a-z]+-[0-9A-Za-z-]{1,64}")
-_TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})")
 _KINDS = {"terminate": Kind.TERMINATE, "stop": Kind.STOP, "hibernate": Kind.HIBERNATE}
 
 
@@ -34,7 +31,13 @@ class Ec2Options(Options):
     """The table ``[providers.ec2]``."""
 
     interval: float = Field(default=1.0, ge=0.1, le=30.0)
-    """Seconds between two looks."""
+    """Seconds between two looks for an interruption."""
+    scheduled_interval: float = Field(default=60.0, ge=1.0, le=3600.0)
+    """Seconds between two looks for maintenance that is planned."""
+    lifecycle: bool = False
+    """What the Auto Scaling group wants of this instance is heard: its target state Terminated is a notice."""
+    lifecycle_s: float | None = Field(default=None, gt=0, le=48 * 3600)
+    """Seconds that the group's termination hook gives. None: ``--grace``."""
 
 
 class InstanceAction(BaseModel, strict=True, defer_build=True):
@@ -55,7 +58,7 @@ class SpotWatch(MetadataWatch):
         self._imds = imds
         self._provider = provider
         self._termination_time_due = 0.0
-        self._identity = Identity(self._identify)
+        self._identity = Identity(imds.identify)
         self._announced = False
 
     def look(self) -> Observation:
@@ -96,17 +99,10 @@ class SpotWatch(MetadataWatch):
                 raise
             return None
         if answer.status == 200:
-            notice = parse_termination_time(answer, self._provider)
-            if notice is not None or not self._announced:
-                return notice  # AWS: "not a time" while the instance is not marked
+            return parse_termination_time(answer, self._provider)  # AWS: "not a time" while the instance is not marked
         if answer.status != 404 and self._announced:
             raise answer.rejected()
         return None
-
-    def _identify(self) -> None:
-        answer = self._imds.get(INSTANCE_ID)
-        if answer.status != 200 or not _INSTANCE_ID.fullmatch(answer.text):
-            raise answer.malformed("no instance id: what else this server says means nothing")
 
 
 class Ec2(Provider):
@@ -117,9 +113,17 @@ class Ec2(Provider):
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         super().__init__(options, surroundings)
-        self._interval = options.interval if isinstance(options, Ec2Options) else Ec2Options().interval
-        self._settings = Settings.of(surroundings.environ)
-        self._imds = Imds(self._settings)
+        wishes = options if isinstance(options, Ec2Options) else Ec2Options()
+        self._settings = settings = Settings.of(surroundings.environ)
+        self._imds = Imds(settings)
+        # A thread for each watch, so a conversation for each: one that hangs keeps no other waiting.
+        self._watches: list[MetadataWatch] = [
+            SpotWatch(self._imds, self.name, wishes.interval),
+            RebalanceWatch(Imds(settings), self.name),
+            ScheduledWatch(Imds(settings), self.name, wishes.scheduled_interval, surroundings.lead),
+        ]
+        if wishes.lifecycle:
+            self._watches.append(LifecycleWatch(Imds(settings), self.name, wishes.lifecycle_s))
 
     @classmethod
     def detect(cls, machine: Machine) -> Detection | None:
@@ -158,13 +162,14 @@ class Ec2(Provider):
         return Detection(Found.PROBE, f"{asked.client.base} gave an IMDSv2 token")
 
     def watches(self) -> Sequence[Watch]:
-        return (SpotWatch(self._imds, self.name, self._interval),)
+        return self._watches
 
     def describe(self) -> str:
         return f"{self._imds.client.base}: {self._imds.heard}"
 
     def close(self) -> None:
-        self._imds.client.close()
+        for watch in self._watches:
+            watch.close()
 
 
 def parse_action(answer: Answer, provider: str) -> Notice:
@@ -174,7 +179,7 @@ def parse_action(answer: Answer, provider: str) -> Notice:
     except ValidationError:
         raise answer.malformed("not an instance action") from None
     action = document.action.lower()
-    deadline = parse_time(document.time or "")
+    deadline = rfc3339(document.time or "")
     kind = _KINDS.get(action)
     if kind is None and deadline is None:
         raise answer.malformed("neither a known action nor a time")
@@ -195,7 +200,7 @@ def parse_action(answer: Answer, provider: str) -> Notice:
 
 def parse_termination_time(answer: Answer, provider: str) -> Notice | None:
     """Read ``spot/termination-time``; None: what stands there is not a time, as AWS allows."""
-    deadline = parse_time(answer.text)
+    deadline = rfc3339(answer.text)
     if deadline is None:
         return None
     return Notice(
@@ -209,17 +214,6 @@ def parse_termination_time(answer: Answer, provider: str) -> Notice | None:
         deadline=deadline,
         detail=answer.detail,
     )
-
-
-def parse_time(text: str) -> datetime | None:
-    """Read an RFC 3339 time; None if it is not one."""
-    match = _TIME.fullmatch(text)
-    if match is None:
-        return None
-    try:
-        return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).astimezone(timezone.utc)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _remaining(answer: Answer, deadline: datetime | None) -> float:

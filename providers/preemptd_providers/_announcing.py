@@ -1,0 +1,73 @@
+"""What `http` and `exec` have in common: the user says what it is that is announced."""
+
+from datetime import datetime, timezone
+from typing import Literal
+
+from preemptd.discretion import discreet
+from preemptd.notices import Kind, Level, Notice
+from preemptd.provider import Options, Surroundings
+from preemptd_providers._deadline_text import seconds_left
+
+BELIEVED_SECONDS = 30 * 86400.0  # a time further away is a mistake: less time is the safe thing to count with
+SHOWN = 60
+"""Characters of a text that cannot be read."""
+
+
+class Announcing(Options):
+    kind: Literal["preempt", "terminate", "stop", "hibernate", "maintenance", "rebalance", "migrate", "freeze"] = (
+        "preempt"
+    )
+    level: Literal["act", "advise"] = "act"
+
+
+class Announcer:
+    """Makes the notices of one watch, for one thread."""
+
+    def __init__(self, provider: str, wishes: Announcing, surroundings: Surroundings, usual: float | None) -> None:
+        """Make it; *usual*: seconds that are left where no time can be read, None: ``--grace``."""
+        self._provider = provider
+        self._kind = Kind(wishes.kind)
+        self._level = Level(wishes.level)
+        self._lead = surroundings.lead
+        self._usual = usual if self._level is Level.ACT else None
+        self._warn = surroundings.warn
+        self._has_warned = False
+
+    def notice(self, source: str, observed: float, left: float | None, detail: str) -> Notice:
+        """Make it; *left* is what `left` has returned."""
+        return Notice(
+            provider=self._provider,
+            event_id=f"{self._provider}:{self._kind}",
+            kind=self._kind,
+            level=self._level,
+            source=source,
+            observed=observed,
+            remaining=left,
+            act_within=self._lead if self._level is Level.ADVISE else None,
+            detail=detail,
+        )
+
+    def left(self, text: str, now: datetime, zone: timezone) -> float | None:
+        """Read the seconds that are left from *text*, which may be empty; None: nobody says.
+
+        Says once what cannot be read: else a wrong format would show itself by a training that had too little time.
+        """
+        left = seconds_left(text, now, zone)
+        if left is None and text:
+            self._complain(text, "neither a time nor a number of seconds")
+        if self._level is Level.ACT and left is not None and left > BELIEVED_SECONDS:
+            self._complain(text, f"more than {BELIEVED_SECONDS / 86400:.0f} days away")
+            left = None
+        return self._usual if left is None else left
+
+    def _complain(self, text: str, why: str) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        shown = discreet(text[: 10 * SHOWN])[:SHOWN]
+        self._warn(f"provider {self._provider}: {shown!r} is {why}: {self._instead()}")
+
+    def _instead(self) -> str:
+        if self._level is Level.ADVISE:
+            return "the advice has no date"
+        return "--grace counts" if self._usual is None else f"{self._usual:g} s are counted with"
