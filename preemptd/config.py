@@ -50,6 +50,8 @@ def _requeue_word(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in words if word != "none")
 
 
+Advice = Literal["rebalance", "maintenance", "migrate", "freeze"]
+"""Kinds of notices (`notices.Kind`) that come as advice."""
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Path = Annotated[str, AfterValidator(_name)]
 
@@ -69,6 +71,10 @@ class Settings(BaseModel):
     """Seconds, for sources that name no deadline; None: 30."""
     lead: Seconds = 120.0
     """Seconds before a dated maintenance at which we act."""
+    act_on: Annotated[tuple[Advice, ...], BeforeValidator(_words)] = ()
+    """Kinds of advice that we act on at once, as on a notice."""
+    azure_approve: bool = False
+    """Let an Azure event begin early, once everything is saved and has ended: ``[providers.azure] approve``."""
     reserve: Seconds | None = None
     """Seconds kept free before the deadline; None: 15 % of the time, at most 5."""
     kill: bool = False
@@ -77,6 +83,7 @@ class Settings(BaseModel):
     exit_zero: Literal["preempted", "done"] = "preempted"
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")] | None = None
     checkpoint_dir: Path | None = None
+    on_advice: str | None = None
     on_notice: str | None = None
     on_saved: str | None = None
     on_exit: str | None = None
@@ -115,6 +122,13 @@ class Settings(BaseModel):
     """Start the command with SIGTERM ignored."""
     providers: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """The tables ``[providers.NAME]``; each is checked by that provider's own model."""
+
+    @property
+    def tables(self) -> Mapping[str, Mapping[str, object]]:
+        """The tables of the providers, with what has an option of its own."""
+        if not self.azure_approve:
+            return self.providers
+        return {**self.providers, "azure": {**self.providers.get("azure", {}), "approve": True}}
 
     @property
     def code_for_wandb(self) -> int:
@@ -166,7 +180,7 @@ class DaemonSettings(Settings):
     foreign: ClassVar[frozenset[str]] = frozenset(
         {
             "when_pending", "exit_zero", "job_id", "checkpoint_dir", "die_with_parent", "sweep", "loop", "restart",
-            "requeue_on", "max_requeues", "requeue_delay", "shield_term", "sync",
+            "requeue_on", "max_requeues", "requeue_delay", "shield_term", "sync", "azure_approve",
         }
     )  # fmt: skip
     target: tuple[Target, ...] = ()
@@ -256,8 +270,8 @@ def _put_together(
 
 
 def _said(key: str, value: object) -> str:
-    """Quote the setting, unless it is a secret."""
-    return key if key == "webhook" else f"{key.replace('_', '-')} = {value!r:.60}"
+    """Quote the setting, unless it is a secret, or has some in it."""
+    return key if key in {"webhook", "providers"} else f"{key.replace('_', '-')} = {value!r:.60}"
 
 
 def _wrong_target(targets: object, error: "ErrorDetails") -> str:

@@ -33,14 +33,14 @@ from preemptd.events import (
     WatchChanged,
 )
 from preemptd.model import Outcome
-from preemptd.notices import Meaning
+from preemptd.notices import Meaning, Notice
 from preemptd.outliving import Holding, Outliving
 from preemptd.parts import Parts, Supervised, Timers
 from preemptd.provider import Conclusion
 from preemptd.settling import Ending
 from preemptd.supervision import STOPS
 from preemptd.telling import Telling
-from preemptd.watching import Watching
+from preemptd.watching import Turn, Watching
 
 PENDING_WITHIN = 0.3
 """Seconds in which watches that are certain to be at home may say before the start that a notice is pending: they
@@ -115,9 +115,7 @@ class Daemon:
             case SignalArrived():
                 self._signal(event)
             case NoticeArrived():
-                if self._watching.arrived(event):
-                    self._escalating.notice(event.notice)
-                    self._supervision.give(event.notice)
+                self._notice(self._watching.arrived(event))
             case NoticeRevoked():
                 self._watching.revoked(event.event_id)
                 self._escalating.revoke(event)
@@ -150,6 +148,11 @@ class Daemon:
                 self._take_outcome(event.outcome)
         if self._supervision.held and self._watching.all_answered:
             self._decide()
+
+    def _notice(self, notice: Notice | None) -> None:
+        if notice is not None:
+            self._escalating.notice(notice)
+            self._supervision.give(notice)
 
     def _scanned(self, event: Scanned) -> None:
         self._telling.scanned(event.processes)
@@ -233,9 +236,9 @@ class Daemon:
             self._telling.agents.pass_on(event.signum, self._telling.selection)
         self._take_outcome(self._supervision.signal(event))
 
-    def settle(self, conclusion: Conclusion, budget: float) -> Sequence[str]:
-        """Have the providers do what only they can, as the last act; return what was done."""
-        return self._watching.settle(conclusion, budget)
+    def settle(self, conclusion: Conclusion, budget: float, only: Turn | None = None) -> Sequence[str]:
+        """Have the providers do what only they can, as the last act; see `Watching.settle`."""
+        return self._watching.settle(conclusion, budget, only)
 
     def outliving(self) -> Outliving:
         """After `run(stays=True)` and all else: what waits while a notice is open."""
@@ -290,4 +293,6 @@ class Daemon:
             spare=None if escalation is None else escalation.deadline - now,
             running=self._supervision.started and self._outcome is None,
             agent_ended=bool(self._telling.agents.ended),
+            silent=roll.silent,
+            acted=frozenset(escalation.event_ids if escalation is not None else ()),
         )

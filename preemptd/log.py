@@ -142,7 +142,13 @@ def _told(line: Line) -> str:
 def _acknowledged(line: Line) -> str:
     step = "" if line.get("step") is None else f" step {line['step']}"
     path = f" to {line['path']}" if line.get("path") else ""
-    words = {"seen": "has seen the notice", "saving": "is saving", "saved": "has saved", "done": "says it is done"}
+    words = {
+        "seen": "has seen the notice",
+        "saving": "is saving",
+        "saved": "has saved",
+        "done": "says it is done",
+        "undone": "trains again, and is not done",
+    }
     return f"pid {line['pid']} {words[str(line['event'])]}{step}{path}"
 
 
@@ -194,6 +200,7 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "saving": _acknowledged,
     "saved": _acknowledged,
     "done": _acknowledged,
+    "undone": _acknowledged,
     "escalated": _escalated,
     "waiting": lambda line: f"exit put off: {line['why']}",
     "restarted": lambda line: f"starts the command again ({line['number']} of {line['of']}): {line['why']}",
@@ -201,6 +208,7 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "revoked": lambda line: f"{line['provider']} takes its notice back",
     "exited": lambda line: _exited(line) if line["told"] and line["status"] is not None else "",
     "settled": _settled,
+    "let-go": lambda line: str(line["why"]),
     "hook": _hook,
     "webhook": _webhook,
     "sync": lambda line: str(line["text"]),

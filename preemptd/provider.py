@@ -36,7 +36,10 @@ __all__ = [
 
 
 class Options(BaseModel):
-    """Base of a provider's own options: the table ``[providers.NAME]`` of the configuration file."""
+    """Base of a provider's own options: the table ``[providers.NAME]`` of the configuration file.
+
+    A field that is made with ``Field(repr=False)`` is a secret: no error shows what is in it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -156,6 +159,9 @@ class Surroundings:
     """None: only where nothing is watched over (``preemptd providers``)."""
     warn: Callable[[str], None] = _nobody_hears
     """Says one line to the user, from any thread: what it is to be said once."""
+    scripts: Commands | None = None
+    """As `commands`, for what the user has written: in the user's environment, and the signals are ignored under SLURM
+    alone. At `release` all that it has left is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +172,14 @@ class Conclusion:
     preempted: bool
     """It was told of a notice (or held back for one), is not done, and was not stopped by somebody."""
     saved: bool = False
-    """A process of it said that it has saved."""
+    """All who were told have said that they have saved, or are done. If the provider `settles_last`, also: what
+    ``--on-saved`` and ``--on-exit`` run has ended well, and ``--sync`` has brought the last state away."""
     stuck: bool = False
     """Several preempted attempts in a row have saved nothing new: bringing it back once more helps nobody."""
+    unsaved: str = ""
+    """Why it is not *saved*, for people."""
+    acted: frozenset[str] = frozenset()
+    """Ids of the events, of all providers, that were open at the end and acted on: notices, and no mere advice."""
 
 
 class Watch(ABC):
@@ -182,6 +193,9 @@ class Watch(ABC):
     """Seconds between notice and end at the least: after errors the pause never exceeds a sixth of it."""
     waits: bool = False
     """True while `observe` itself waits at the server for a change (a hanging GET); may change from call to call."""
+    secondary: bool = False
+    """True: it tells of what comes seldom, or long before. That it gets no answer is no outage of the provider, and the
+    command is not held at the start for its first one."""
 
     @abstractmethod
     def observe(self) -> Observation:
@@ -204,6 +218,8 @@ class Provider(ABC):
     """True: only ever used when named with ``--provider``."""
     settles_within: ClassVar[float] = 0.0
     """Seconds before the deadline that nothing else may take: for `settle`."""
+    settles_last: bool = False
+    """True: its `settle` may end this machine. It comes when nothing else is under way: hooks, uploads, a requeue."""
 
     def __init__(self, options: Options, surroundings: Surroundings) -> None:
         self.options = options
@@ -246,6 +262,8 @@ class Provider(ABC):
         """Do, as the last act, within *budget* seconds, what must not be left undone (a requeue).
 
         Returns what was done, for the journal; empty: nothing. A `ProviderError` says that it could not be done.
+        Called in a thread of its own, beside those of other providers; after them, if they have `settles_within` and
+        this one has not.
         """
         return ""
 

@@ -39,6 +39,10 @@ class Ending:
     """It still runs, and the platform is about to kill it: *outcome* says what will become of it."""
     agent_ended: bool = False
     """We ended a W&B agent for the notice: whatever its training says of itself, the sweep is to go on."""
+    silent: frozenset[int] = frozenset()
+    """Who of those who were told said neither that they have saved nor that all is done."""
+    acted: frozenset[str] = frozenset()
+    """Ids of the events that are open, and no mere advice."""
 
     @property
     def held_back(self) -> bool:
@@ -90,6 +94,23 @@ def settle(ending: Ending, settings: Settings, progress: bool | None, futile: in
     own = "it still ran" if ending.running else f"its own status was {outcome.status}"
     unsaved = "; nothing new and complete lies in its --checkpoint-dir" if progress is False else ""
     return Settled(settings.preempted_exit_code, True, f"preempted ({own}{unsaved})", futile, progress is True)
+
+
+def why_unsaved(ending: Ending, *, elsewhere: bool) -> str:
+    """Say why it is not known that all is saved, as far as that is the processes' to say; empty: it is.
+
+    Args:
+        ending: what is known.
+        elsewhere: others were told by our agents in the steps of the job.
+    """
+    if ending.running:
+        return "the command still runs"
+    if ending.silent:
+        others = f" and {len(ending.silent) - 1} more" if len(ending.silent) > 1 else ""
+        return f"pid {min(ending.silent)}{others} was told, and did not say that it has saved"
+    if not (ending.saved or ending.done):
+        return "no process said that it has saved"
+    return "whether the tasks of srun have saved is not known" if elsewhere else ""
 
 
 def _unstarted(ending: Ending, settings: Settings, futile: int) -> Settled:

@@ -1,14 +1,17 @@
 """The providers at work: a poller for each of their watches, the probe when none was certain, what status says."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import Enum
 from functools import partial
 from signal import Signals
 from typing import TypeVar
 
 from preemptd.errors import ProviderError, place_of
 from preemptd.events import NoticeArrived, ProvidersProbed, WatchChanged
-from preemptd.notices import Notice
+from preemptd.notices import Level, Notice
 from preemptd.parts import Parts
 from preemptd.poller import Poller, stop_all
 from preemptd.provider import Conclusion, Observation, Provider, Watch
@@ -18,6 +21,20 @@ T = TypeVar("T")
 
 STOP_WITHIN = 0.2
 """Seconds at the end for watches that hang at a server; their threads die with us anyway."""
+SHORTEST_SETTLE = 5.0
+"""Seconds for a provider's last duty, whatever those before it took."""
+LATE_ANSWER = 0.5
+"""Seconds for one that uses all of its time, and then says that it was not enough."""
+
+
+class Turn(Enum):
+    """When a provider's last duty comes."""
+
+    FIRST = "first"
+    """It needs time of its own."""
+    THEN = "then"
+    LAST = "last"
+    """It may end this machine."""
 
 
 class Watching:
@@ -33,10 +50,14 @@ class Watching:
         self._end_probing: Callable[[], None] = lambda: None
         self._out: set[str] = set()
         """Watches of which an outage was written down, and not its end."""
+        self._secondary: set[str] = set()
+        """Watches whose silence is no outage."""
         self._silent: dict[str, str] = {}
         """Why a provider is used, until its first good answer is written down."""
         self._good: set[str] = set()
         """Watches that have had a good answer."""
+        self._settled: set[str] = set()
+        """Providers that have done their last duty."""
         self.outlived: frozenset[str] = frozenset()
         """Events that the platform still announces although the machine has outlived them."""
 
@@ -75,7 +96,7 @@ class Watching:
         for watch in watches:
             poller = Poller(watch, self._parts.inbox.put)
             self._pollers[watch.name] = poller
-            self._unanswered.add(watch.name)
+            (self._secondary if watch.secondary else self._unanswered).add(watch.name)
             self._provider_of[watch.name] = name
             poller.start()
 
@@ -94,6 +115,9 @@ class Watching:
     def changed(self, event: WatchChanged) -> None:
         """Write down the begin and the end of an outage; the first good answer of a provider says what it watches."""
         self.answered(event.watch)
+        if event.watch in self._secondary:
+            self._good |= {event.watch} if event.why is None else set()
+            return
         if event.why is not None:
             self._out.add(event.watch)
             self._parts.journal.write("provider", provider=event.watch, state="outage", why=event.why)
@@ -111,16 +135,21 @@ class Watching:
     def answered(self, watch: str) -> None:
         self._unanswered.discard(watch)
 
-    def arrived(self, event: NoticeArrived) -> bool:
-        """Take note of a notice; False: the machine has outlived it, and the platform does not say that it is anew."""
+    def arrived(self, event: NoticeArrived) -> Notice | None:
+        """Take note of a notice, and return it: acted on if it is advice and the user wants that (``--act-on``).
+
+        None: the machine has outlived it, and the platform does not say that it is anew.
+        """
         self.answered(event.watch)
         notice = event.notice
+        if str(notice.kind) in self._parts.settings.act_on:
+            notice = replace(notice, level=Level.ACT)
         # What a watch sees at its first good look may be old; whatever it says later is news.
         old = event.watch not in self._good and notice.event_id in (self._parts.outlived or ())
         if not old or (notice.deadline is not None and notice.remaining is not None and notice.remaining > 0):
-            return True
+            return notice
         self.outlive(notice)
-        return False
+        return None
 
     def outlive(self, notice: Notice) -> None:
         """Write down that the machine is still here although *notice* is open; nobody is told of it."""
@@ -158,23 +187,64 @@ class Watching:
                 "state": poller.state.value if poller.state else None,
                 "last_good_s": None if poller.last_good is None else round(now - poller.last_good, 1),
                 "every_s": poller.every,
+                "secondary": name in self._secondary,
             }
             for name, poller in self._pollers.items()
         ]
 
     def conclude(self, budget: float) -> Sequence[Notice]:
-        """Ask each provider, within *budget* seconds, what it was that ended the command."""
-        none: Notice | None = None
-        words = [self._guarded(name, partial(p.conclude, budget), none) for name, p in self.providers.items()]
-        return [notice for notice in words if notice is not None]
+        """Ask those who may know, all within *budget* seconds, what it was that ended the command."""
+        asked = {
+            name: partial(provider.conclude, budget)
+            for name, provider in self.providers.items()
+            if type(provider).conclude is not Provider.conclude
+        }
+        return self._at_once(asked, budget)
 
-    def settle(self, conclusion: Conclusion, budget: float) -> Sequence[str]:
-        """Let each provider do its last duty, within *budget* seconds; return what was done."""
-        names = self.providers.items()
-        done = [
-            self._guarded(name, partial(self._settle, provider, conclusion, budget), "") for name, provider in names
-        ]
-        return [text for text in done if text]
+    def settle(self, conclusion: Conclusion, budget: float, only: Turn | None = None) -> Sequence[str]:
+        """Let each provider do its last duty, all within *budget* seconds; return what was done.
+
+        Those come whose turn it is *only*. None: all but the last, one turn after the other.
+        """
+        ends, done = time.monotonic() + budget, []
+        for turn in (Turn.FIRST, Turn.THEN) if only is None else (only,):
+            left = max(min(SHORTEST_SETTLE, budget), ends - time.monotonic())
+            asked = {
+                name: partial(self._settle, provider, conclusion, left)
+                for name, provider in self.providers.items()
+                if name not in self._settled
+                and type(provider).settle is not Provider.settle
+                and _turn(provider) is turn
+            }
+            self._settled |= asked.keys()
+            done += [text for text in self._at_once(asked, left) if text]
+        return done
+
+    def _at_once(self, calls: Mapping[str, Callable[[], T | None]], within: float) -> Sequence[T]:
+        """Make *calls*, by provider, in threads: one that hangs takes nobody's time. Return what they say in time."""
+        answers: dict[str, T] = {}
+
+        def call(name: str) -> None:
+            none: T | None = None
+            answer = self._guarded(name, calls[name], none)
+            if answer is not None:
+                answers[name] = answer
+
+        threads = {
+            name: threading.Thread(target=call, args=(name,), name=f"last act of {name}", daemon=True) for name in calls
+        }
+        ends = time.monotonic() + within + LATE_ANSWER
+        for name, thread in threads.items():
+            try:
+                thread.start()
+            except RuntimeError:  # noqa: PERF203  # no more threads here: one after the other
+                call(name)
+        for name, thread in threads.items():
+            if thread.ident is not None:
+                thread.join(max(0.0, ends - time.monotonic()))
+            if thread.is_alive():
+                self._parts.journal.warn(f"provider {name} is not done after {within:g} s: it is waited for no longer")
+        return [answers[name] for name in calls if name in answers]
 
     def _settle(self, provider: Provider, conclusion: Conclusion, budget: float) -> str:
         try:
@@ -193,3 +263,9 @@ class Watching:
         self.stop()
         for name, provider in self.providers.items():
             self._guarded(name, provider.close, None)
+
+
+def _turn(provider: Provider) -> Turn:
+    if provider.settles_last:
+        return Turn.LAST
+    return Turn.FIRST if provider.settles_within > 0 else Turn.THEN

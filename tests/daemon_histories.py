@@ -139,7 +139,7 @@ class World:
         for event in before:
             self.inbox.put(event)
         timing = Timing(parts.settings.grace, parts.settings.reserve)
-        self._daemon = Daemon(parts, timing, Supervision(self.command, NoHelpers(), lambda: None))
+        self.daemon = Daemon(parts, timing, Supervision(self.command, NoHelpers(), lambda: None))
         self._ending: Ending | None = None
         self._thread = threading.Thread(target=self._run, name="the daemon under test", daemon=True)
 
@@ -160,8 +160,8 @@ class World:
         self.inbox.close()
 
     def _run(self) -> None:
-        ending = self._daemon.run()
-        self._daemon.close()
+        ending = self.daemon.run()
+        self.daemon.close()
         self._ending = ending
 
     def _snapshot(self) -> Sequence[Process]:

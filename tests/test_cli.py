@@ -114,6 +114,21 @@ def test_a_signal_directory_in_the_environment_brings_the_file_provider(tmp_path
     assert said["file"].startswith("here: ")
 
 
+def test_a_provider_that_is_named_is_listed_as_named(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    config.write_text('provider = ["exec"]\ntarget = [{ runs = true }]\n')
+    in_file = words(ask("providers", "--no-probe", "--config", str(config)).stdout)
+    in_both = words(
+        ask("providers", "--no-probe", env={"PREEMPTD_CONFIG": str(config), "PREEMPTD_PROVIDER": "http,file"}).stdout
+    )
+    unknown = ask("providers", "--no-probe", env={"PREEMPTD_PROVIDER": "htp"})
+
+    assert {name for name, word in in_file.items() if word.startswith("named: ")} == {"exec"}
+    assert {name for name, word in in_both.items() if word.startswith("named: ")} == {"http", "file"}
+    assert unknown.returncode == 2
+    assert unknown.stderr.startswith("preemptd: no provider is called 'htp'; ")
+
+
 def test_status_says_in_words_what_is_watched_and_who_would_be_told(short: Path) -> None:
     with (
         FaultyEc2(grace=60.0) as ec2,

@@ -52,7 +52,7 @@ def test_a_maintenance_is_advice_until_it_is_taken_back_or_its_time_has_come(tmp
             watch.await_said("called")
             status = watch.wait()
 
-    migration = ["gce:maintenance-migrate", "maintenance", "instance/maintenance-event", None]
+    migration = ["gce:maintenance-migrate", "migrate", "instance/maintenance-event", None]
     end = ["gce:maintenance-terminate", "maintenance", "instance/maintenance-event", 4000.0]
     assert [line["shown"] for line in watch.said("advice")][:3] == [migration, None, end]
     assert (told["shown"], told["event_id"]) == (None, end[0])
@@ -139,6 +139,23 @@ def test_advice_that_is_a_notice_by_itself_is_told_at_the_level_of_one() -> None
 
     assert [message["level"] for _, message in world.link.said if message["type"] == "notice"] == ["act"]
     assert advised(world) == []
+
+
+def test_a_maintenance_that_is_put_off_is_taken_back_and_acted_on_at_its_new_time() -> None:
+    dated = {"level": Level.ADVISE, "act_within": 30.0, "kind": Kind.MAINTENANCE}
+    with World() as world:
+        world.listens()
+        world.arrives(notice("m1", remaining=30.2, **dated))  # told in a fifth of a second
+        wait_until(world.notices)
+        world.arrives(notice("m1", remaining=900.0, **dated))
+        wait_until(lambda: world.wrote("revoked"))
+        wait_until(lambda: len(world.wrote("advice")) == 2)
+        world.arrives(notice("m1", remaining=30.2, **dated))
+        wait_until(lambda: len(world.notices()) == 2)
+
+    assert [line["event"] for line in world.lines.lines if line["event"] in {"advice", "notice", "revoked"}] == [
+        *("advice", "notice", "revoked", "advice", "advice", "notice")
+    ]
 
 
 @pytest.mark.parametrize(("remaining", "left"), [(None, None), (500.0, 500.0)])

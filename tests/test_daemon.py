@@ -106,7 +106,9 @@ def test_advice_with_a_date_is_acted_on_when_the_lead_has_come_and_not_before() 
         took = time.monotonic() - began
 
     assert took >= 0.5
-    assert [line["acted"] for line in (*world.wrote("advice"), *world.wrote("notice"))] == [False, True]
+    (advice, acted) = (*world.wrote("advice"), *world.wrote("notice"))
+    assert (advice["acted"], advice["remaining"], acted["acted"]) == (False, 30.5, True)
+    assert float(str(acted["remaining"])) <= 30.0  # its clock, and what comes after it, begins when it is acted on
     assert told(world) == [0]
 
 

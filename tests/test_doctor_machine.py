@@ -37,7 +37,11 @@ def test_a_platform_that_answers_is_named_with_its_endpoint_and_its_answer() -> 
     assert (found.status, found.kinds()) == (0, {"no-preemptd"})
     assert (here["name"], here["why"]) == ("ec2", "AWS_EC2_METADATA_SERVICE_ENDPOINT is set")
     assert here["where"] == f"{ec2.url}: IMDSv2"
-    assert here["watches"] == [{"watch": "ec2:spot/instance-action", "state": "clear", "why": None}]
+    assert [(one["watch"], one["state"], one["why"]) for one in here["watches"]] == [
+        ("ec2:spot/instance-action", "clear", None),
+        ("ec2:events/recommendations/rebalance", "clear", None),
+        ("ec2:events/maintenance/scheduled", "clear", None),
+    ]
 
 
 def test_a_gce_machine_is_asked_for_each_of_its_keys() -> None:
@@ -46,7 +50,7 @@ def test_a_gce_machine_is_asked_for_each_of_its_keys() -> None:
         (here,) = [one for one in found.said["machine"]["providers"] if one["here"]]
 
     assert found.status == 0
-    assert [one["state"] for one in here["watches"]] == ["clear", "clear"]
+    assert [one["state"] for one in here["watches"]] == ["clear"] * 4
 
 
 @pytest.mark.parametrize(("fault", "why"), [(hang, "s"), (status(403), "403")])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from preemptd.observe.hooks import AT_ONCE, LONGEST, OF_THE_EVENT, OF_THE_NOTICE, SHORTEST
@@ -60,11 +61,8 @@ def test_each_hook_runs_once_and_hears_what_is_announced_and_what_came_of_it(tmp
 
     notice, saved, ended = (told(tmp_path / on) for on in ("notice", "saved", "exit"))
     assert status == 75
-    assert [(line["on"], line["status"], line["why"]) for line in watch.lines("hook")] == [
-        ("notice", 0, None),
-        ("saved", 0, None),
-        ("exit", 0, None),
-    ]
+    ran = [(line["on"], line["status"], line["why"]) for line in watch.lines("hook")]
+    assert sorted(map(str, ran)) == [str((on, 0, None)) for on in ("exit", "notice", "saved")]  # they run side by side
     for heard in (notice, saved, ended):
         assert heard["PREEMPTD_KIND"] == "terminate"
         assert heard["PREEMPTD_PROVIDER"] == "ec2"
@@ -90,6 +88,7 @@ def test_no_setting_of_ours_is_handed_on_and_nothing_that_systemd_meant_for_us(t
     assert status == 0
     assert {name for name in names if name.startswith("PREEMPTD_")} == {
         "PREEMPTD_EVENT",
+        "PREEMPTD_OWN_COMMAND",
         "PREEMPTD_PID",
         "PREEMPTD_STATUS",
         "PREEMPTD_PREEMPTED",
@@ -179,9 +178,25 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def test_what_a_hook_leaves_in_a_session_of_its_own_is_no_training(tmp_path: Path, ec2: FaultyEc2) -> None:
+    ec2.event = "rebalance"
+    leaves = f"setsid {shlex.join(trainer('USR1'))} > /dev/null 2>&1 &"
+    with Watch(tmp_path, trainer("USR1"), "--on-advice", leaves, env=on_ec2(ec2)) as watch:
+        (training,) = watch.await_said("ready")
+        ec2.announcement.announce()
+        left = {line["pid"] for line in watch.await_said("ready", 2)} - {training["pid"]}
+        wait_until(lambda: [psutil.Process(int(str(pid))).ppid() for pid in left] == [watch.process.pid])
+        ec2.event = "terminate"
+        status = watch.wait()
+
+    assert [line["pid"] for line in watch.lines("told")] == [training["pid"]]
+    assert {line["pid"] for line in watch.said("signal")} == {training["pid"]}
+    assert status == 75
+
+
 def test_the_examples_of_the_documentation_do_what_they_say(tmp_path: Path, ec2: FaultyEc2) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    (example,) = re.findall(r"^```toml\n(on_notice.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (example,) = re.findall(r"^```toml\n(on_advice.*?)^```", page, re.MULTILINE | re.DOTALL)
     shared = tmp_path / "shared"
     shared.mkdir()
     file = tmp_path / "preemptd.toml"
@@ -198,7 +213,7 @@ def test_the_examples_of_the_documentation_do_what_they_say(tmp_path: Path, ec2:
 def test_the_documentation_names_every_variable_and_the_limits() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
     table = page.partition("### What a hook is told")[2].partition("###")[0]
-    known = {"event", "deadline", "remaining", *OF_THE_NOTICE, *OF_THE_EVENT}
+    known = {"event", "deadline", "remaining", "own_command", *OF_THE_NOTICE, *OF_THE_EVENT}
 
     assert set(re.findall(r"`PREEMPTD_(\w+)`", table)) == {name.upper() for name in known}
     assert f"at most {LONGEST:.0f} s, at least {SHORTEST:.0f} s" in page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import preemptd
 from preemptd.cli import misspelt
-from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, state_directory
+from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, passed_on, state_directory
 from preemptd.cli.jobs import Ended, Job, Made, Providers
 from preemptd.cli.observing import finish, observers
 from preemptd.cli.resuming import look, resumption_of
@@ -34,6 +34,7 @@ from preemptd.supervision import STOPS, Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
 from preemptd.targets.reaping import Shielded
+from preemptd.targets.scripts import Scripts, of_the_user
 
 if TYPE_CHECKING:
     from preemptd.parts import Outer
@@ -168,7 +169,7 @@ def providers_of(job: Job, attempt: int, began: float, journal: Journal) -> Prov
     """Choose and construct the providers."""
     settings = job.settings
     entries = installed()
-    check_tables(settings.providers, entries)
+    check_tables(settings.tables, entries)
     loaded = load(entries, settings.provider)
     environ = job.environ if job.platform_environ is None else job.platform_environ
     choice = choose(loaded, settings.provider, read_machine(environ))
@@ -182,9 +183,10 @@ def providers_of(job: Job, attempt: int, began: float, journal: Journal) -> Prov
         Requeue(frozenset(settings.requeue_on), settings.max_requeues, settings.requeue_delay),
         Shielded(job.helpers),
         journal.warn,
+        Scripts(of_the_user(job.helpers, job.environ), passed_on(job.environ)),
     )
-    built = build(choice.chosen, settings.providers, surroundings)
-    candidates = build(choice.to_probe, settings.providers, surroundings)
+    built = build(choice.chosen, settings.tables, surroundings)
+    candidates = build(choice.to_probe, settings.tables, surroundings)
     left_out = {**entries.left_out, **choice.left_out, **loaded.left_out, **built.left_out, **candidates.left_out}
     for name, why in left_out.items():
         if why not in EXPECTED:

@@ -25,13 +25,13 @@ def for_command(
         grace: ``--grace`` in seconds.
         resumed: what makes it go on with its W&B run.
     """
-    from preemptd.config import PREFIX, variables
-    from preemptd.observe.sdnotify import VARIABLES
+    from preemptd.config import PREFIX
+    from preemptd.targets.reaping import OWN_COMMAND
 
-    ours = variables() | VARIABLES
-    env = {name: value for name, value in environ.items() if name not in ours}
+    env = passed_on(environ)
     # That of a program above us (a notebook) which uses wandb: its wandb-core ends with it, and is no part of this job.
     env.pop("WANDB_SERVICE", None)
+    env.pop(OWN_COMMAND, None)  # a hook of another preemptd may start a job; that one is a training
     if link:
         env[f"{PREFIX}LINK"] = link
     env[f"{PREFIX}ATTEMPT"] = str(attempt)
@@ -43,6 +43,15 @@ def for_command(
     env.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "0.5")
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(max(SHUTDOWN_TIMEOUT, int(grace or 0))))
     return {**(resumed or {}), **env}
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """Leave out of *environ* our settings, and what systemd meant for us: no command gets these."""
+    from preemptd.config import variables
+    from preemptd.observe.sdnotify import VARIABLES
+
+    ours = variables() | VARIABLES
+    return {name: value for name, value in environ.items() if name not in ours}
 
 
 def attempt_of(environ: Mapping[str, str], recorded: int) -> int:

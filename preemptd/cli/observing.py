@@ -4,11 +4,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from preemptd.cli.environment import state_directory
+from preemptd.cli.environment import passed_on, state_directory
 from preemptd.config import DaemonSettings, Settings
 from preemptd.journal import Journal, Sink
 from preemptd.observe.history_file import NAME, HistoryFile
 from preemptd.targets.reaping import Helpers, Shielded
+from preemptd.targets.scripts import of_the_user
 
 if TYPE_CHECKING:
     from preemptd.parts import Pulse
@@ -65,16 +66,34 @@ def finish(journal: Journal, sinks: Sequence[Sink], stopped: Callable[[], bool])
         sink.finish(stopped)
 
 
+@runtime_checkable
+class Resting(Protocol):
+    """A sink whose work has to be done before the machine may go."""
+
+    def rest(self, stopped: Callable[[], bool]) -> str: ...
+
+
+def rest(journal: Journal, sinks: Sequence[Sink], stopped: Callable[[], bool]) -> str:
+    """Wait, as `finish` does, for what is under way; say what is not done or has failed, empty: nothing."""
+    resting = [sink for sink in sinks if isinstance(sink, Resting)]
+    if resting:
+        journal.flush(FLUSH_WITHIN, resting)
+    return "; ".join(text for text in (sink.rest(stopped) for sink in resting) if text)
+
+
 def _hooks(settings: Settings, environ: Mapping[str, str], helpers: Helpers, journal: Journal) -> Sequence[Sink]:
-    wishes = {"notice": settings.on_notice, "saved": settings.on_saved, "exited": settings.on_exit}
+    wishes = {
+        "advice": settings.on_advice,
+        "notice": settings.on_notice,
+        "saved": settings.on_saved,
+        "exited": settings.on_exit,
+    }
     commands = {event: command for event, command in wishes.items() if command}
     if not commands or settings.dry_run:
         return ()
     from preemptd.observe.hooks import Hooks
 
-    # SLURM signals every process of a job; elsewhere `timeout` in a hook needs a SIGTERM that works.
-    popen = Shielded(helpers) if "SLURM_JOB_ID" in environ else helpers
-    return (Hooks(commands, environ, popen, journal.write),)
+    return (Hooks(commands, passed_on(environ), of_the_user(helpers, environ), journal.write),)
 
 
 def _webhook(settings: Settings, environ: Mapping[str, str], journal: Journal) -> Sequence[Sink]:

@@ -31,6 +31,12 @@ Grace = Annotated[
 Lead = Annotated[
     float | None, typer.Option(metavar="S", help="Act on a dated maintenance so many seconds ahead. Default: 120.")
 ]
+ActOn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="rebalance,maintenance,migrate,freeze", help="Act on advice of these kinds at once. Default: on none."
+    ),
+]
 Reserve = Annotated[
     float | None,
     typer.Option(metavar="S", help="Seconds kept free before the deadline. Default: 15 % of the time, at most 5."),
@@ -51,6 +57,9 @@ NoWandb = Annotated[bool | None, typer.Option("--no-wandb", help="Leave W&B runs
 LogFormat = Annotated[str | None, typer.Option(metavar="text|json", help="Of what we say on stderr.")]
 DryRun = Annotated[
     bool | None, typer.Option("--dry-run", help="Say who would be told; touch nobody.", show_default=False)
+]
+OnAdvice = Annotated[
+    str | None, typer.Option(metavar="CMD", help="Shell command to run when the platform advises: nobody is told.")
 ]
 OnNotice = Annotated[str | None, typer.Option(metavar="CMD", help="Shell command to run when a notice is acted on.")]
 OnSaved = Annotated[

@@ -2,15 +2,20 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from preemptd.cli import options
+
 if TYPE_CHECKING:
     from preemptd.provider import Provider
+
+
+NAMED = "named: a watch uses what is named, and no others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +29,35 @@ class Survey:
 
 def providers(
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Do not ask the network.", show_default=False)] = False,
+    config: options.Config = None,
 ) -> int:
-    """List the providers that are installed, which of them are at home here, and why."""
+    """List the providers that are installed, which of them are at home here, and why.
+
+    PREEMPTD_PROVIDER and FILE may name some: then a watch uses these, and no others.
+    """
+    named = _named(os.environ, config)
     with survey(no_probe=no_probe) as found:
-        for name in sorted(found.words):
-            print(f"{name:12} {found.words[name]}")
+        words = {**found.words, **dict.fromkeys(named, NAMED)}
+        for name in sorted(words):
+            print(f"{name:12} {words[name]}")
     return 0
+
+
+def _named(environ: Mapping[str, str], config: str | None) -> Sequence[str]:
+    """Read who is named in the environment, else in the file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+        PluginError: somebody is named who is not installed.
+    """
+    from preemptd.config import PREFIX, from_environment, from_file, settings
+    from preemptd.registry import installed, load
+
+    path = config or environ.get(f"{PREFIX}CONFIG")
+    said = {**(from_file(path) if path else {}), **from_environment(environ)}
+    named = settings({"provider": said.get("provider", ())}, {}, None).provider
+    load(installed(), named)
+    return named
 
 
 @contextmanager

@@ -9,11 +9,12 @@ import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
+from signal import Signals
 
 from preemptd.cli.job_nodes import nodes_of
 from preemptd.cli.jobs import Ended, Made
 from preemptd.cli.leaving import see_to_leftovers
-from preemptd.cli.observing import pulses_among
+from preemptd.cli.observing import pulses_among, rest
 from preemptd.cli.restarting import may_restart, start_again
 from preemptd.cli.resuming import overheard
 from preemptd.cli.saying import write_end
@@ -21,6 +22,7 @@ from preemptd.cli.syncing import syncing_among
 from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Killing, Timing
+from preemptd.events import Event, Inbox, SignalArrived
 from preemptd.ledger import Ledger, Record
 from preemptd.notices import Meaning
 from preemptd.observe.pulses import Pulses
@@ -28,10 +30,11 @@ from preemptd.parts import Marking, Nodes, NoLink, NoMarker, NoOuter, Parts
 from preemptd.provider import Conclusion
 from preemptd.runs.marker import Marker
 from preemptd.runs.roster import Roster
-from preemptd.settling import Ending, Settled, settle
+from preemptd.settling import Ending, Settled, settle, why_unsaved
 from preemptd.targets.agents import agent_above
 from preemptd.targets.child import Child
 from preemptd.targets.scanner import Scanner
+from preemptd.watching import Turn
 from preemptd.written import progress_in
 
 LAST_WORD_WITHIN = 0.5
@@ -39,6 +42,8 @@ LAST_WORD_WITHIN = 0.5
 SETTLE_BUDGET = 300.0
 """Seconds at the most for what only a provider can do at the end: a requeue, for which SLURM must answer. The job is
 lost without it, and while slurmctld is away, nobody else gets the node."""
+LET_GO_WITHIN = 10.0
+"""Seconds for what is done at the very last, and keeps nothing but our own exit waiting."""
 
 
 def supervise(made: Made) -> Ended:
@@ -62,12 +67,13 @@ def supervise(made: Made) -> Ended:
             made.supervision.finish()
         sync_until = _hasten(made, ending)
         settled = _settle(ending, settings, made.ledger, made.before)
-        conclusion = Conclusion(ending.outcome, settled.preempted or ending.held_back, ending.saved, settled.stuck)
+        conclusion = _conclusion(ending, settled, why_unsaved(ending, elsewhere=nodes.reached))
         last_act = partial(daemon.settle, conclusion, SETTLE_BUDGET)
-        done = last_act() if _is_urgent(made, ending) else None
+        done = last_act(only=Turn.FIRST) if _is_urgent(made, ending) else ()
         _see_to_runs(made, roster, nodes, ending, settled)
         settled = _settle_parts(made, ending, settled, sync_until)
-        write_end(made.journal, made.target.id, ending, settled, last_act() if done is None else done)
+        write_end(made.journal, made.target.id, ending, settled, (*done, *last_act()))
+        _let_go(made, daemon, conclusion)
         if agent is not None and ending.started and not made.supervision.stopped:
             made.resumption.close()
             daemon.outliving().hold(f"not ending yet: agent {agent} would take the sweep's next run, on this machine")
@@ -75,6 +81,32 @@ def supervise(made: Made) -> Ended:
     interrupted = isinstance(made.target, Child) and made.target.interrupted and not settled.preempted
     untold = ending.started and not ending.told and ending.meaning is Meaning.PREEMPTED
     return Ended(status, interrupted, untold and not made.supervision.stopped, attempt, again)
+
+
+def _conclusion(ending: Ending, settled: Settled, unsaved: str) -> Conclusion:
+    preempted = settled.preempted or ending.held_back
+    return Conclusion(ending.outcome, preempted, not unsaved, settled.stuck, unsaved, ending.acted)
+
+
+def _let_go(made: Made, daemon: Daemon, conclusion: Conclusion) -> None:
+    """Have those who want to let the platform go on early do that, when nothing of ours is under way any more."""
+    if not any(provider.settles_last for provider in (*made.providers.certain.values(), *made.providers.candidates)):
+        return
+    made.resumption.close()
+    came: list[Event] = []
+    undone = rest(made.journal, made.job.sinks, partial(_is_interrupted, made.inbox, came))
+    _is_interrupted(made.inbox, came)
+    for event in came:  # in their order, for those who ask next
+        made.inbox.put(event)
+    unsaved = conclusion.unsaved or undone
+    for text in daemon.settle(replace(conclusion, saved=not unsaved, unsaved=unsaved), LET_GO_WITHIN, Turn.LAST):
+        made.journal.write("let-go", why=text)
+
+
+def _is_interrupted(inbox: Inbox, came: list[Event]) -> bool:
+    """Add to *came* what has come in; say whether Ctrl-C is among it."""
+    came += iter(partial(inbox.get, 0.0), None)
+    return any(isinstance(event, SignalArrived) and event.signum is Signals.SIGINT for event in came)
 
 
 def _is_urgent(made: Made, ending: Ending) -> bool:

@@ -47,6 +47,8 @@ class UrlSync:
         self._told: set[Pair] = set()
         self._failing: set[Pair] = set()
         self._shows = False
+        self._unsent: Sequence[str] = ()
+        """What the last upload has left undone, and why."""
 
     # -- before the command starts -----------------------------------------------------------------------------------
 
@@ -134,12 +136,17 @@ class UrlSync:
         keeping.start()
         keeping.end()
         stop = self._wait_for(keeping, ends)
-        unsent = [f"--sync {pair.shown}: the last state is not there: {why}" for pair, why in keeping.unsent]
+        unsent = self._unsent = [
+            f"--sync {pair.shown}: the last state is not there: {why}" for pair, why in keeping.unsent
+        ]
         if keeping.is_alive:
             unsent.append("--sync: the last state is not there: the disk does not answer")
         for text in unsent:
             self._journal.warn(text)
         return _judged(settled, unsent, stop)
+
+    def rest(self, stopped: Callable[[], bool]) -> str:  # noqa: ARG002 - `conclude` has waited
+        return "; ".join(self._unsent)
 
     def _wait_for(self, keeping: Keeping, ends: float | None) -> Signals | None:
         """Wait until all is sent, the time is over, or somebody stops us: by the signal that is returned.

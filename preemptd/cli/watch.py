@@ -20,6 +20,7 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     signal_target: options.SignalTarget = None,
     grace: options.Grace = None,
     lead: options.Lead = None,
+    act_on: options.ActOn = None,
     reserve: options.Reserve = None,
     kill: options.Kill = None,
     when_pending: Annotated[
@@ -45,6 +46,7 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
             help="Where checkpoints go: shows whether an attempt made progress; the W&B run's id is kept there.",
         ),
     ] = None,
+    on_advice: options.OnAdvice = None,
     on_notice: options.OnNotice = None,
     on_saved: options.OnSaved = None,
     on_exit: options.OnExit = None,
@@ -100,6 +102,14 @@ def watch(  # noqa: PLR0913, PLR0917 - one parameter an option: that is how type
     requeue_delay: Annotated[
         float | None,
         typer.Option(metavar="S", help="SLURM: seconds from the requeue to the next start. Default: the cluster's."),
+    ] = None,
+    azure_approve: Annotated[
+        bool | None,
+        typer.Option(
+            "--azure-approve",
+            help="Azure: let the event begin early when all is saved, and this machine is the only one it names.",
+            show_default=False,
+        ),
     ] = None,
     shield_term: Annotated[
         bool | None,

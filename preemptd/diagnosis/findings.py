@@ -138,6 +138,8 @@ class SeenProvider:
     """What it asks, and what it heard; empty: it has not said."""
     watches: Mapping[str, tuple[str, str]]
     """Name to state (clear, notice, unknown) and the reason for it."""
+    secondary: frozenset[str] = frozenset()
+    """Names of those whose silence loses nothing."""
 
     def as_json(self) -> dict[str, object]:
         watches = [{"watch": name, "state": state, "why": why or None} for name, (state, why) in self.watches.items()]

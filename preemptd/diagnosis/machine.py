@@ -28,7 +28,7 @@ def diagnose(
     """
     asked = {provider.name: _asked(provider) for provider in here}
     providers = [
-        SeenProvider(name, name in asked, why.partition(": ")[2], *asked.get(name, ("", {})))
+        SeenProvider(name, name in asked, why.partition(": ")[2], *asked.get(name, ("", {}, frozenset())))
         for name, why in sorted(words.items())
     ]
     findings = [finding for provider in providers for finding in _of_provider(provider)]
@@ -71,20 +71,20 @@ def _job(watcher: Watcher, pid: int) -> JobDiagnosis:
 
 def _of_provider(provider: SeenProvider) -> Iterator[Finding]:
     for name, (state, why) in provider.watches.items():
-        if state == State.UNKNOWN.value:
+        if state == State.UNKNOWN.value and name not in provider.secondary:
             yield Finding("no-answer", f"a notice would not be heard: {name}: {why}", _HOW, loses=True)
         elif state == State.NOTICE.value:
             yield Finding("notice", f"{name}: {why}")
 
 
-def _asked(provider: Provider) -> tuple[str, dict[str, tuple[str, str]]]:
-    """Let *provider* look once; return what it asked and heard, and the state of each watch with its reason."""
+def _asked(provider: Provider) -> tuple[str, dict[str, tuple[str, str]], frozenset[str]]:
+    """Let *provider* look once; return what it asked and heard, each watch's state and why, and who is secondary."""
     try:
         watches = provider.watches()
         seen = {name: _judged(observation) for name, observation in ask_once(watches, ANSWER_WITHIN).items()}
-        return provider.describe(), seen
+        return provider.describe(), seen, frozenset(watch.name for watch in watches if watch.secondary)
     except Exception as error:  # noqa: BLE001 - the plug-in border: a bug in one provider hides no other
-        return "", {provider.name: (State.UNKNOWN.value, f"it failed: {error!r}")}
+        return "", {provider.name: (State.UNKNOWN.value, f"it failed: {error!r}")}, frozenset()
 
 
 def _judged(observation: Observation | None) -> tuple[str, str]:

@@ -109,11 +109,12 @@ class Watcher:
             yield Finding(
                 "notice", f"{text}; {self.answer.get('told')} told, {self.answer.get('saved')} saved", pid=pid
             )
+        needed = [watch for watch in self.watches if not watch.get("secondary")]
         if not self.answer.get("providers"):
             text = f"the preemptd of pid {pid} would hear of nothing: it found no platform that announces preemptions"
             yield Finding("no-source", text, f"{_WITHOUT_PID}; --provider NAME, or a signal file", pid, loses=True)
-        elif self.watches and all(watch.get("state") not in _GOOD for watch in self.watches):
-            names = ", ".join(str(watch.get("watch")) for watch in self.watches)
+        elif needed and all(watch.get("state") not in _GOOD for watch in needed):
+            names = ", ".join(str(watch.get("watch")) for watch in needed)
             text = f"the preemptd of pid {pid} would hear of nothing: no good answer from {names}"
             yield Finding("no-answer", text, _WITHOUT_PID, pid, loses=True)
 

@@ -11,14 +11,20 @@ class Announced:
 
     def __init__(self) -> None:
         self._open: dict[str, Line] = {}
+        self._advised: set[str] = set()
 
     def hear(self, line: Line) -> bool:
-        """Take a line; say whether it is a notice that is acted on, of an event that is not known yet."""
+        """Take a line; say whether it is advice, or a notice that is acted on, of an event that is not known yet."""
+        event_id = str(line.get("event_id"))
         if line["event"] == "revoked":
-            self._open.pop(str(line["event_id"]), None)
+            self._open.pop(event_id, None)
+            self._advised.discard(event_id)
+        if line["event"] == "advice":
+            new = event_id not in self._advised
+            self._advised.add(event_id)
+            return new
         if line["event"] != "notice":
             return False
-        event_id = str(line["event_id"])
         known = event_id in self._open
         if line["acted"] or known:  # the last word may come when the command has ended, and nobody is left to act for
             self._open = {**self._open, event_id: line}

@@ -122,7 +122,7 @@ def _watched(entry: Status, since: float) -> Watched:
         within: float | None = max(POLLED_WITHIN, LOOKS * every)
     else:
         within = None if answers else WAITING_WITHIN
-    fresh = age is not None and (within is None or age <= within)
+    fresh = bool(entry.get("secondary")) or (age is not None and (within is None or age <= within))
     return Watched(str(entry.get("watch")), state if isinstance(state, str) else None, age, within, fresh)
 
 

@@ -1,4 +1,4 @@
-"""``--on-notice``, ``--on-saved``, ``--on-exit``: the user's own commands, beside everything else."""
+"""``--on-advice``, ``--on-notice``, ``--on-saved``, ``--on-exit``: the user's own commands, beside everything else."""
 
 import threading
 import time
@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from preemptd.config import PREFIX, variables
+from preemptd.config import PREFIX
 from preemptd.discretion import discreet
 from preemptd.observe.announced import Announced, Line, deadline_of, number
-from preemptd.observe.sdnotify import VARIABLES
 from preemptd.observe.shell_command import Ran, run
 from preemptd.provider import Commands
 
@@ -21,8 +20,10 @@ AT_ONCE = 8
 """Commands of one option at a time: each of 500 processes may say that it has saved."""
 LOOK_EVERY = 0.02
 
-OPTIONS: Mapping[str, str] = {"notice": "notice", "saved": "saved", "exited": "exit"}
+OPTIONS: Mapping[str, str] = {"advice": "advice", "notice": "notice", "saved": "saved", "exited": "exit"}
 """By the journal's event: the word behind ``--on-``, which is also PREEMPTD_EVENT."""
+BRINGS_AWAY = frozenset({"saved", "exited"})
+"""What may have been run to bring away what was saved: then a failure has left that on this machine."""
 OF_THE_NOTICE = ("kind", "provider", "source", "event_id")
 OF_THE_EVENT = ("pid", "step", "path", "status", "preempted")
 
@@ -46,13 +47,12 @@ class Hooks:
 
         Args:
             commands: by event of the journal (see `OPTIONS`), for ``/bin/sh -c``.
-            environ: what we were started with: they get it, less our settings and what systemd meant for us.
+            environ: what they get, besides what they are told.
             popen: starts them.
             report: writes to the journal.
         """
         self._commands = commands
-        kept = variables() | VARIABLES
-        self._environ = {name: value for name, value in environ.items() if name not in kept}
+        self._environ = environ
         self._popen = popen
         self._report = report
         self._announced = Announced()
@@ -60,11 +60,17 @@ class Hooks:
         self._waiting: dict[str, deque[_Call]] = {event: deque() for event in commands}
         self._at_work: dict[str, int] = dict.fromkeys(commands, 0)
         self._over = False
+        self._failed = ""
+        """What of `BRINGS_AWAY` has failed since the first notice that is open, and how."""
+        self._ends: float | None = None
+        """time.monotonic() up to which what runs at our end is waited for; None: it is not the end, or all is done."""
 
     # -- in the journal's thread -----------------------------------------------------------------------------------
 
     def write(self, line: Line) -> None:
         new, event = self._announced.hear(line), str(line["event"])
+        if event == "revoked" and self._announced.first is None:
+            self._failed = ""
         if event not in self._commands or not self._concerns(line, new):
             return
         call = self._call(event, line)
@@ -85,18 +91,20 @@ class Hooks:
         """Do nothing: what runs has its time limits."""
 
     def _concerns(self, line: Line, new: bool) -> bool:
-        if line["event"] == "notice":
+        if line["event"] in {"notice", "advice"}:
             return new
         return line["event"] != "saved" or self._announced.first is not None  # else it is a periodic checkpoint
 
     def _call(self, event: str, line: Line) -> _Call:
-        notice = self._announced.first
+        notice = line if event == "advice" else self._announced.first
         known = {"EVENT": OPTIONS[event]}
         for source, names in ((notice or {}, OF_THE_NOTICE), (line, OF_THE_EVENT)):
             known |= {name.upper(): _text(source[name]) for name in names if source.get(name) is not None}
-        if notice is not None:
+        deadline = None
+        if notice is not None and (event != "advice" or notice["remaining"] is not None):
+            deadline = deadline_of(notice)
             known["DEADLINE"] = str(int(number(notice["t"]) + number(notice["grace"])))
-        return _Call(event, self._commands[event], known, None if notice is None else deadline_of(notice))
+        return _Call(event, self._commands[event], known, deadline)
 
     # -- in threads of its own -------------------------------------------------------------------------------------
 
@@ -119,6 +127,8 @@ class Hooks:
         return run(self._popen, call.command, env, seconds_for(left), lambda: self._over)
 
     def _say(self, call: _Call, ran: Ran, seconds: float) -> None:
+        if ran.why is not None and call.event in BRINGS_AWAY:
+            self._failed = f"the command of --on-{OPTIONS[call.event]} {ran.why}"
         self._report(
             "hook",
             on=OPTIONS[call.event],
@@ -136,9 +146,7 @@ class Hooks:
 
         On return all of it has ended and is written down, but for what hangs in the kernel.
         """
-        ends = time.monotonic() + seconds_for(self._announced.left)
-        while self._is_at_work() and time.monotonic() < ends and not stopped():
-            time.sleep(LOOK_EVERY)
+        self._wait(stopped)
         with self._lock:
             never = [call for waiting in self._waiting.values() for call in waiting]
             for waiting in self._waiting.values():
@@ -148,6 +156,20 @@ class Hooks:
         self._over = True
         ends = time.monotonic() + SHORTEST
         while self._is_at_work() and time.monotonic() < ends:
+            time.sleep(LOOK_EVERY)
+
+    def rest(self, stopped: Callable[[], bool]) -> str:
+        """Wait as `finish` does, which then waits no longer; say what is not done or has failed, empty: nothing."""
+        self._wait(stopped)
+        with self._lock:
+            running = [f"the command of --on-{OPTIONS[event]} still runs" for event, n in self._at_work.items() if n]
+        self._ends = self._ends if running else None
+        return "; ".join([self._failed, *running] if self._failed else running)
+
+    def _wait(self, stopped: Callable[[], bool]) -> None:
+        if self._ends is None:
+            self._ends = time.monotonic() + seconds_for(self._announced.left)
+        while self._is_at_work() and time.monotonic() < self._ends and not stopped():
             time.sleep(LOOK_EVERY)
 
     def _is_at_work(self) -> bool:

@@ -4,11 +4,15 @@ import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from preemptd.errors import ConfigError, PluginError
 from preemptd.provider import Found, Options, Provider, Surroundings
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 GROUP = "preemptd.providers"
 
@@ -125,7 +129,7 @@ def options_for(provider: type[Provider], table: object) -> Options:
     """Check the table ``[providers.NAME]`` by the provider's own model.
 
     Raises:
-        ConfigError: one line that says which key, which value, and what is allowed.
+        ConfigError: one line that says which key, which value (but for secrets), and what is allowed.
     """
     where = f"[providers.{provider.name}]"
     if not isinstance(table, Mapping):
@@ -139,14 +143,26 @@ def options_for(provider: type[Provider], table: object) -> Options:
 def _fault(error: ValidationError, options_type: type[Options]) -> str:
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(_word(part) for part in first["loc"])
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     if first["type"] == "extra_forbidden":
         known = ", ".join(options_type.model_fields) or "none"
         return f"has no key {key!r}; its keys are: {known}{more}"
     if first["type"] == "missing":
         return f"needs the key {key!r}{more}"
-    return f"{key} = {first['input']!r:.60}: {first['msg'].removeprefix('Value error, ')}{more}"
+    value = "" if _is_secret(first, options_type) else f" = {first['input']!r:.60}"
+    said = f"{key}{value}: " if key else ""
+    return f"{said}{first['msg'].removeprefix('Value error, ')}{more}"
+
+
+def _word(part: int | str) -> str:
+    return str(part) if str(part).isprintable() else repr(part)
+
+
+def _is_secret(error: "ErrorDetails", options_type: type[Options]) -> bool:
+    """Say whether its value may hold one: what is in several fields, or in one that is not to be shown."""
+    field = options_type.model_fields.get(str(error["loc"][0])) if error["loc"] else None
+    return field is None or not field.repr or isinstance(error["input"], Mapping | list)
 
 
 def build(chosen: Iterable[Chosen], tables: Mapping[str, object], surroundings: Surroundings) -> Built:
