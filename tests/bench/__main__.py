@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.bench import agreement, checkpoint, client, faults, marking, size, slurm, speed, targets
+from tests.bench import agreement, checkpoint, client, faults, marking, providers, size, slurm, speed, targets
 from tests.bench.page import put
 from tests.bench.wrappers import percentile, plain_venv, wrappers
 
@@ -23,6 +23,9 @@ def main() -> None:
         many = Path(scratch) / "targets"
         many.mkdir()
         parts[targets.MARK] = targets.figures(plain_venv(Path(scratch) / "venv"), many, quick=wishes.quick)
+        alone = Path(scratch) / "providers"
+        alone.mkdir()
+        parts[providers.MARK] = providers.figures(plain_venv(Path(scratch) / "venv"), alone, quick=wishes.quick)
         parts[client.MARK] = client.figures(plain_venv(Path(scratch) / "venv"), quick=wishes.quick)
         if faults.is_possible():
             parts[faults.MARK] = faults.figures(Path(scratch), quick=wishes.quick)

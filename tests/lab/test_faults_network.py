@@ -99,12 +99,12 @@ def await_state(watch: Watch, state: str, count: int = 1) -> None:
 
 
 def status(watch: Watch) -> list[dict[str, object]]:
-    """Ask, as a person would: how the watches are."""
+    """Ask, as a person would: how the watches are whose silence is an outage."""
     link = str(watch.lines("started")[0]["link"])
     ask = [*PREEMPTD, "status", "--json", "--link", link]
     answer = subprocess.run(ask, env=environment(), capture_output=True, check=True, timeout=60)
     watches: list[dict[str, object]] = json.loads(answer.stdout)["watches"]
-    return watches
+    return [one for one in watches if not one["secondary"]]
 
 
 def heard_after(watch: Watch, since: float) -> float:
