@@ -40,6 +40,7 @@ __all__ = [
     "saving",
     "should_preempt",
     "time_left",
+    "undone",
 ]
 
 LONGEST_NOTICE = 30 * 86400.0
@@ -86,6 +87,9 @@ class _Absent:
         pass
 
     def done(self) -> None:
+        pass
+
+    def undone(self) -> None:
         pass
 
 
@@ -178,6 +182,11 @@ def saved(step: object = None, path: object = None) -> None:
 def done() -> None:
     """Say that training has reached its end: there is nothing to resume."""
     (_client or _join()).done()
+
+
+def undone() -> None:
+    """Take `done` back: another training begins in this process. Without a `done` before it nothing is said."""
+    (_client or _join()).undone()
 
 
 def _seconds(seconds: "float | None") -> "float | None":

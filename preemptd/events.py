@@ -106,7 +106,7 @@ class LinkJoined:
 
 @dataclass(frozen=True, slots=True)
 class LinkSaid:
-    """A subscribed process said seen, saving, saved or done; *fields* is what came with it (step, path, event_id)."""
+    """A subscribed process said seen, saving, saved, done or undone; *fields* is what came with it."""
 
     process: ProcessId
     verb: str

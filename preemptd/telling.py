@@ -192,7 +192,7 @@ class Telling:
     def heard(self, event: LinkSaid) -> None:
         """Note an acknowledgement; one that nobody asked for (a periodic checkpoint) is only written down."""
         self.roll.heard(event.process, event.verb)
-        if event.verb == "done" and self.escalation is not None and self.roll.finished:  # the others' runs are, too
+        if self.escalation is not None and (event.verb, self.roll.finished) in {("done", True), ("undone", False)}:
             self._subscribers.update(self.roll.ids, self.escalation, self._timers.now())
         self._parts.journal.write(
             event.verb,

@@ -64,6 +64,7 @@ def test_without_a_daemon_and_a_signal_every_call_answers_that_nothing_is_announ
     done = run("""
 import sys, threading, preemptd as p
 print(p.should_preempt(), p.notice(), p.time_left(), p.advice(), p.saving(), p.saved(1, "x"), p.saved(), p.done())
+p.undone()
 with p.defer(): p.on_notice(print)()
 print(threading.active_count(), "socket" in sys.modules, "json" in sys.modules)""")
 
@@ -168,6 +169,15 @@ os._exit(0)"""
             ("saved", {"path": "/caf\u00e9\\udcff"}),
             ("done", {}),
         ]
+
+
+def test_done_is_taken_back_once_and_only_if_it_was_said() -> None:
+    code = "import preemptd as p, os; p.undone(); p.done(); p.undone(); p.undone(); p.saved(1); os._exit(0)"
+    with serving() as (server, events):
+        run(code, server.path)
+        events.wait_for(LinkLeft)
+
+        assert [event.verb for event in events.of(LinkSaid)] == ["done", "undone", "saved"]
 
 
 def test_a_path_as_long_as_linux_allows_does_not_cost_the_message() -> None:
@@ -428,5 +438,5 @@ def test_it_names_what_it_offers() -> None:
 
     assert done.stdout.split() == [
         *("0.1.0", "advice", "defer", "done", "notice", "notify", "on_notice", "saved", "saving"),
-        *("should_preempt", "time_left"),
+        *("should_preempt", "time_left", "undone"),
     ]

@@ -248,6 +248,20 @@ def test_what_one_process_has_finished_is_not_what_the_next_one_with_its_number_
     assert "done" not in caring.whys()[0]
 
 
+def test_who_takes_done_back_is_looked_after(tmp_path: Path) -> None:
+    process, owner = sleeper()
+    caring = Caring(owner, tmp_path)
+    caring.notice("a")
+    caring.told(owner)
+    caring.hear("done", pid=owner.pid)
+    caring.hear("undone", pid=owner.pid)
+    end(process)
+    caring.care.stop()
+
+    assert len(caring.repairs) == 1
+    assert caring.whys() != ["its process said that it is done"]
+
+
 def test_who_says_that_it_is_done_is_believed(tmp_path: Path) -> None:
     process, owner = sleeper()
     caring = Caring(owner, tmp_path)

@@ -129,6 +129,38 @@ def test_done_that_was_said_just_before_the_notice_counts() -> None:
     assert ending.done is True
 
 
+def test_done_that_was_taken_back_before_the_notice_does_not_count() -> None:
+    with World() as world:
+        listening(world)
+        world.says("done")
+        world.says("undone")
+        wait_until(lambda: world.wrote("undone"))
+        world.arrives(notice())
+        wait_until(lambda: told(world) == [0])
+        world.processes = ()
+        world.exit(0)
+        ending = world.ending()
+
+    assert (ending.done, ending.done_pids) == (False, frozenset())
+
+
+def test_done_that_is_taken_back_while_the_notice_is_open_changes_what_runs_are_to_report() -> None:
+    with World() as world:
+        listening(world)
+        world.arrives(notice())
+        wait_until(lambda: told(world) == [0])
+        world.says("done")
+        world.says("undone")
+        wait_until(lambda: world.wrote("undone"))
+        world.processes = ()
+        world.exit(0)
+        ending = world.ending()
+
+    assert ending.done is False
+    wishes = [message["wandb"] for _, message in world.link.said if message["type"] == "notice"]
+    assert wishes == [{"code": 75}, {"code": None}, {"code": 75}]
+
+
 def test_done_of_a_process_that_was_not_told_says_nothing_of_those_that_were() -> None:
     with World() as world:
         listening(world)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 
 import preemptd
 from preemptd.integrations.torch import agree, shield_worker
@@ -64,7 +65,10 @@ def main():
     options = parser.parse_args()
 
     preemptd.should_preempt()  # who has asked is told from now on
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=0),  # the same at each start
+    )
     model = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     loader = torch.utils.data.DataLoader(
@@ -80,7 +84,8 @@ def main():
         accelerator.print(f"resumed from {newest}", flush=True)
 
     while progress.step < options.steps:
-        done_before = progress.step % len(loader)
+        epoch, done_before = divmod(progress.step, len(loader))
+        loader.set_epoch(epoch)
         for points, labels in accelerator.skip_first_batches(loader, done_before) if done_before else loader:
             loss = torch.nn.functional.binary_cross_entropy_with_logits(model(points).squeeze(1), labels)
             optimizer.zero_grad()

@@ -1,6 +1,7 @@
-"""How a training that was preempted leaves, when all is saved."""
+"""How a training that was preempted, or stopped, leaves when all is saved."""
 
 import os
+import signal
 
 import preemptd
 
@@ -15,14 +16,17 @@ class Preempted(SystemExit):
     """
 
 
-def exit_status() -> int:
-    """Return 75: not done, try again; and 0 below torchrun.
+def exit_status(*, stopped: bool = False) -> int:
+    """Return 75: not done, try again; 143 where it was somebody's SIGTERM; and 0 below torchrun.
 
     torchrun takes any other status for a failure, and starts the ranks again on the machine that goes away.
     """
-    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else EX_TEMPFAIL
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return 0
+    return 128 + signal.SIGTERM if stopped else EX_TEMPFAIL
 
 
-def time_left_in_words() -> str:
+def why_in_words(*, stopped: bool) -> tuple[str, str]:
+    """Say why it leaves, and what time there is for it."""
     left = preemptd.time_left()
-    return "no time is named" if left is None else f"{left:.0f} s are left"
+    return "stopped" if stopped else "preempted", "no time is named" if left is None else f"{left:.0f} s are left"

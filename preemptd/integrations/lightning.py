@@ -11,12 +11,9 @@ import logging
 import os
 import re
 import shutil
-import signal
-import threading
+import sys
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
-from types import FrameType
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -24,8 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 import preemptd
 from preemptd.integrations.durable_files import sync
-from preemptd.integrations.leaving import Preempted, exit_status, time_left_in_words
-from preemptd.integrations.torch import agree, agree_on
+from preemptd.integrations.leaving import Preempted, exit_status, why_in_words
+from preemptd.integrations.stopping import Stop
+from preemptd.integrations.torch import agree, shield
 
 __all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]
 
@@ -38,7 +36,6 @@ VALIDATION = "epoch_loop.val_loop.batch_progress"
 """Where a checkpoint's ``loops`` keep how far the validation has come."""
 
 logger = logging.getLogger(__name__)
-_Handler = Callable[[int, FrameType | None], object]
 
 
 def _callbacks() -> tuple[type, ...]:
@@ -72,21 +69,25 @@ class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not t
         self._validates_anew = False
         """Whether a checkpoint of now is one from within a validation."""
         self._is_done = False
-        self._stop = _Stop()
-        self._is_stopped: Callable[[], bool] | None = None
+        self._stop = Stop()
+        self._is_stop = False
+        """Whether it leaves for somebody's SIGTERM, and no notice was there."""
 
     # -- what Lightning calls ------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, _module: object, stage: str) -> None:
         self._is_done = self._is_done and stage != "fit"
+        if stage == "fit":
+            preemptd.undone()  # an earlier fit() of this script was
         # Here already: later `ModelCheckpoint` makes up a directory. What a save was killed over is not to be added to.
         trainer.strategy.remove_checkpoint(self._path(trainer) + PART)
         # What others do after a batch belongs into the checkpoint, such as an average of the weights: we come last.
         trainer.callbacks = [*(callback for callback in trainer.callbacks if callback is not self), self]
         _hush(trainer)
+        if not isinstance(trainer.strategy.process_dataloader, _Shielding):
+            trainer.strategy.process_dataloader = _Shielding(trainer)
         preemptd.should_preempt()  # who has asked is told, also while it reads its data and compiles its first step
-        if "PREEMPTD_LINK" in os.environ:  # else the client catches it
-            self._stop.catch()
+        self._stop.catch()
 
     def teardown(self, _trainer: object, _module: object, stage: str) -> None:  # noqa: ARG002  # called by its name
         self._stop.release()
@@ -150,11 +151,9 @@ class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not t
         """Say whether all ranks are to leave. Nobody disturbs what comes after the end of a training."""
         if self.preempted or self._is_done:
             return self.preempted
-        if self._is_stopped is None:
-            is_watched = "PREEMPTD_LINK" in os.environ
-            self._is_stopped = agree_on(self._stop, "stop") if is_watched else self._stop.should_preempt
-        if agree() or self._is_stopped():
-            self.preempted = True
+        is_notice = agree()
+        if is_notice or self._stop.agreed():
+            self.preempted, self._is_stop = True, not is_notice
             left = preemptd.time_left()
             self._patience = time.monotonic() + (UNKNOWN if left is None else left) / 2
         return self.preempted
@@ -174,67 +173,36 @@ class PreemptionCallback(_Callback):  # type: ignore[misc]  # Lightning is not t
 
     def _save(self, trainer: Any) -> None:
         path = self._path(trainer)
-        logger.warning("preempted at step %d, %s", trainer.global_step, time_left_in_words())
+        why, left = why_in_words(stopped=self._is_stop)
+        logger.warning("%s at step %d, %s", why, trainer.global_step, left)
         preemptd.saving()
         is_local = isinstance(url_to_fs(path)[0], LocalFileSystem)
-        trainer.save_checkpoint(path + PART if is_local else path)
-        trainer.strategy.checkpoint_io.teardown()  # of AsyncCheckpointIO, which has only begun
-        if is_local and trainer.is_global_zero:
-            _complete(path)
+        try:
+            trainer.save_checkpoint(path + PART if is_local else path)
+            trainer.strategy.checkpoint_io.teardown()  # of AsyncCheckpointIO, which has only begun
+            if is_local and trainer.is_global_zero:
+                _complete(path)
+        except Exception:  # the disk is full: what lies there is of no use to anybody
+            trainer.strategy.remove_checkpoint(path + PART)
+            raise
         trainer.strategy.barrier("preempted")  # it is whole; and nobody leaves before
         is_here = not is_local or os.path.exists(path)  # not on another node's disk
         preemptd.saved(trainer.global_step, path if is_here else None)
 
     def _leave(self, trainer: Any) -> None:
-        raise Preempted(0 if trainer.local_rank > 0 else exit_status())  # else Lightning's own launcher kills rank 0
-
-
-class _Stop:
-    """A SIGTERM while a daemon is around: somebody stops the job, which is no preemption; all ranks save and leave.
-
-    It is what `agree_on` takes for a client.
-    """
-
-    def __init__(self) -> None:
-        self._is_told = False
-        self._before: _Handler | int | None = None
-
-    def catch(self) -> None:
-        """Do so in the main thread, which alone can; what is ignored stays ignored."""
-        before = signal.getsignal(signal.SIGTERM)
-        if self._before is not None or threading.current_thread() is not threading.main_thread():
-            return
-        if callable(before) or before is signal.SIG_DFL:
-            self._before = before
-            signal.signal(signal.SIGTERM, self._hear)
-
-    def release(self) -> None:
-        """Give back what was there. Who was told leaves: another SIGTERM is not to end it before W&B has all."""
-        if self._before is not None and not self._is_told:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
-
-    def should_preempt(self) -> bool:
-        return self._is_told
-
-    def time_left(self) -> float | None:
-        return None
-
-    def on_notice(self, _callback: object) -> Callable[[], None]:
-        return _nothing
-
-    def notify(self, deadline_s: float | None = None, reason: str = "") -> bool:  # noqa: ARG002  # a stop is no notice
-        return True
-
-    def _hear(self, signum: int, frame: FrameType | None) -> None:
-        self._is_told = True
-        if callable(self._before):
-            self._before(signum, frame)
+        stopped = self._is_stop and not preemptd.should_preempt()
+        raise Preempted(0 if trainer.local_rank > 0 else exit_status(stopped=stopped))  # else its launcher kills rank 0
 
 
 def last_checkpoint(trainer: Any) -> str | None:
-    """Return the newest ``last*.ckpt`` where the `PreemptionCallback` of *trainer* has its own. None: there is none."""
-    ours = next(callback for callback in trainer.callbacks if isinstance(callback, PreemptionCallback))
+    """Return the newest ``last*.ckpt`` where the `PreemptionCallback` of *trainer* has its own. None: there is none.
+
+    Raises:
+        ValueError: *trainer* has none.
+    """
+    ours = next((callback for callback in trainer.callbacks if isinstance(callback, PreemptionCallback)), None)
+    if ours is None:
+        raise ValueError("give the Trainer our callback, an instance of it: Trainer(callbacks=[PreemptionCallback()])")
     files, root = url_to_fs(ours.directory(trainer))
     names = files.ls(root, detail=False) if files.isdir(root) else []
     found = [name for name in names if re.fullmatch(r"last.*\.ckpt", os.path.basename(name.rstrip("/")))]
@@ -257,6 +225,26 @@ def _hush(trainer: Any) -> None:
 
 def _nothing() -> None:
     pass
+
+
+class _Shielding:
+    """Stands for the strategy's process_dataloader, which is given each loader before it starts its workers.
+
+    A SIGTERM to all of the job, such as torchrun's, ends them else, and we need them to save.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._process = trainer.strategy.process_dataloader
+        self._rank = trainer.global_rank
+        connector = sys.modules[type(trainer._data_connector).__module__]  # noqa: SLF001  # of one of two packages
+        self._seed = getattr(connector, "_auto_add_worker_init_fn", None)
+        """What Lightning does next, to a loader without a worker_init_fn, for ``seed_everything(workers=True)``."""
+
+    def __call__(self, loader: object) -> object:
+        if self._seed is not None:
+            self._seed(loader, self._rank)
+        shield(loader)
+        return self._process(loader)
 
 
 def _complete(path: str) -> None:

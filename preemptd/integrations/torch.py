@@ -23,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch.distributed as dist
+from torch.utils.data import DataLoader
 
 import preemptd
 from preemptd.integrations.agreement import Agreement, Client, Rank, Store
@@ -127,6 +128,25 @@ def shield_worker(worker_id: int) -> None:  # noqa: ARG001  # what DataLoader ca
     signal.signal(signal.SIGTERM, lambda *_: None)  # for threads that are there already and do not block it
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with, args=(trainer,), name="preemptd-shield", daemon=True).start()
+
+
+class _Shielded:
+    """Stands for a DataLoader's worker_init_fn; a class, so that spawned workers can be sent it."""
+
+    def __init__(self, init: Callable[[int], object] | None) -> None:
+        self._init = init
+
+    def __call__(self, worker_id: int) -> None:
+        shield_worker(worker_id)
+        if self._init is not None:
+            self._init(worker_id)
+
+
+def shield(loader: object) -> None:
+    """Have the workers that *loader*, if it is a DataLoader, will start call `shield_worker`, and then their own."""
+    init = getattr(loader, "worker_init_fn", None)
+    if isinstance(loader, DataLoader) and init is not shield_worker and not isinstance(init, _Shielded):
+        loader.worker_init_fn = _Shielded(init)
 
 
 def _end_with(trainer: BaseProcess) -> None:

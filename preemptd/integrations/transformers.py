@@ -12,21 +12,24 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 
 import torch.distributed as dist
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
 
 import preemptd
 from preemptd.integrations.durable_files import sync
-from preemptd.integrations.leaving import Preempted, exit_status, time_left_in_words
-from preemptd.integrations.torch import agree, shield_worker
+from preemptd.integrations.leaving import Preempted, exit_status, why_in_words
+from preemptd.integrations.stopping import Stop
+from preemptd.integrations.torch import agree, shield
 
 __all__ = ["Preempted", "PreemptionCallback", "last_checkpoint"]
 
 STATE = "trainer_state.json"
 """What the first rank writes last into a checkpoint."""
+OWED = "preemptd"
+"""Where a TrainerState keeps the step whose evaluation was broken off, or not begun, for a notice."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,37 +47,57 @@ class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         self._kept: int | None = None
         """The step of the newest checkpoint that is whole."""
         self._jit: _JitManager | None = None
+        self._stops = Stop(_is_training)
+        self._is_stop = False
+        """Whether it leaves for somebody's SIGTERM, and no notice was there."""
         preemptd.should_preempt()  # who has asked is told, also while it reads its data and compiles its first step
 
+    def on_init_end(self, *_: object, **_parts: object) -> None:
+        self._comes_last(_trainer())
+
     def on_train_begin(
-        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_parts: object
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_parts: object
     ) -> None:
         self._trains = True
         self._kept = state.global_step or None  # not 0: it was resumed, and nothing is new until a step is done
+        preemptd.undone()  # an earlier train() of this script was
         trainer = _trainer()
-        if trainer is None:
+        if trainer is None or not self._comes_last(trainer):
             return
         handler = trainer.callback_handler
         self._jit = _hushed(handler.callbacks)
-        # What others wish for after a step comes before ours, and they have come to their end when we leave.
-        handler.callbacks = [*(callback for callback in handler.callbacks if callback is not self), self]
+        if self._jit is None:
+            self._stops.catch()
         _shield(handler.train_dataloader)
         if not isinstance(trainer.get_eval_dataloader, _ShieldedLoaders):
             trainer.get_eval_dataloader = _ShieldedLoaders(trainer.get_eval_dataloader)
+        is_owed = state.stateful_callbacks.pop(OWED, {}).get("step") == state.global_step
+        if is_owed and args.eval_strategy != IntervalStrategy.NO:
+            _evaluate(trainer)
+        if control.should_training_stop or 0 < state.max_steps <= state.global_step:
+            control.should_training_stop = True
+            trainer.get_batch_samples = _no_batches  # the Trainer asks only after a step whether it is to stop
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_parts: object
     ) -> None:
-        if agree():
+        if self._is_told():
+            epoch = state.epoch or 0.0
+            is_due = args.eval_strategy == IntervalStrategy.EPOCH and epoch >= args.eval_delay and epoch % 1 == 0
+            control.should_evaluate = control.should_evaluate or is_due
             self._stop(args, state, control)
 
-    on_substep_end = on_step_end
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_parts: object
+    ) -> None:
+        if self._is_told():
+            self._stop(args, state, control)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_parts: object
     ) -> None:
         """Leave an evaluation by an exception, the only way out of its loop; what it has measured so far is dropped."""
-        if not self._trains or not (self.preempted or agree()):
+        if not self._trains or not (self.preempted or self._is_told()):
             return
         self._stop(args, state, control)
         trainer = _trainer()
@@ -100,15 +123,44 @@ class PreemptionCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     ) -> None:
         self._trains = False
         if self.preempted:
-            raise Preempted(exit_status())
+            raise Preempted(exit_status(stopped=self._is_stop and not preemptd.should_preempt()))
+        self._stops.release()
+        trainer = _trainer()
+        if trainer is not None and vars(trainer).get("get_batch_samples") is _no_batches:
+            del trainer.get_batch_samples
         if self._says_done and not state.is_hyper_param_search and self._is_at_its_end(state):
             preemptd.done()
+
+    def _comes_last(self, trainer: Trainer | None) -> bool:
+        """Move behind the other callbacks: what they wish for comes before ours, and they have ended when we leave.
+
+        False: there is another one of us, which comes last.
+        """
+        if trainer is None:
+            return False
+        callbacks = trainer.callback_handler.callbacks
+        if next((callback for callback in callbacks if isinstance(callback, PreemptionCallback)), self) is not self:
+            return False
+        others = (callback for callback in callbacks if not isinstance(callback, PreemptionCallback))
+        trainer.callback_handler.callbacks = [*others, self]
+        return True
+
+    def _is_told(self) -> bool:
+        """Say whether all ranks are to leave."""
+        is_notice = agree()
+        if not is_notice and not self._stops.agreed():
+            return False
+        self._is_stop = not is_notice
+        return True
 
     def _stop(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         """Have the Trainer save, unless this very step is saved, and leave its loops."""
         if not self.preempted:
             self.preempted = True
-            logger.warning("preempted at step %d, %s", state.global_step, time_left_in_words())
+            why, left = why_in_words(stopped=self._is_stop)
+            logger.warning("%s at step %d, %s", why, state.global_step, left)
+            if control.should_evaluate:
+                state.stateful_callbacks[OWED] = {"step": state.global_step}
             preemptd.saving()
             if self._kept == state.global_step:
                 self._say_saved(args, state)
@@ -195,16 +247,25 @@ def _hushed(callbacks: Iterable[object]) -> _JitManager | None:
     return None
 
 
-class _ShieldedWorkers:
-    """Stands for a DataLoader's worker_init_fn; a class, so that spawned workers can be sent it."""
+def _is_training(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "_inner_training_loop":
+            return True
+        frame = frame.f_back
+    return False
 
-    def __init__(self, init: Callable[[int], object] | None) -> None:
-        self._init = init
 
-    def __call__(self, worker_id: int) -> None:
-        shield_worker(worker_id)
-        if self._init is not None:
-            self._init(worker_id)
+def _evaluate(trainer: Trainer) -> None:
+    """Do what a notice has kept the Trainer from, after the step from which it goes on."""
+    trial, state = getattr(trainer, "_trial", None), trainer.state
+    trainer._determine_best_metric(trainer._evaluate(trial, None), trial)  # noqa: SLF001  # nothing public does all of it
+    kept = os.path.join(trainer._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")  # noqa: SLF001
+    if state.best_global_step == state.global_step and os.path.isdir(kept):
+        state.best_model_checkpoint = kept
+
+
+def _no_batches(*_: object) -> tuple[list[object], None]:
+    return [], None
 
 
 class _ShieldedLoaders:
@@ -221,10 +282,7 @@ class _ShieldedLoaders:
 
 def _shield(loader: object) -> None:
     """Have the workers of *loader* live through a SIGTERM to all of the job, such as SLURM's: we need them to save."""
-    loader = getattr(loader, "base_dataloader", loader)  # what accelerate has wrapped
-    init = getattr(loader, "worker_init_fn", None)
-    if isinstance(loader, DataLoader) and not isinstance(init, _ShieldedWorkers):
-        loader.worker_init_fn = _ShieldedWorkers(init)
+    shield(getattr(loader, "base_dataloader", loader))  # what accelerate has wrapped
 
 
 def _sync_all(checkpoint: str) -> None:

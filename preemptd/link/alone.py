@@ -38,6 +38,9 @@ class Alone(Announced):
     def done(self) -> None:
         self._runs.done = True
 
+    def undone(self) -> None:
+        self._runs.done = False
+
     def close(self) -> None:
         """Leave: nothing was caught yet."""
 

@@ -45,6 +45,11 @@ class Client(Announced):
         self._runs.done = True
         self._subscription.say("done")
 
+    def undone(self) -> None:
+        if self._runs.done:
+            self._runs.done = False
+            self._subscription.say("undone")
+
     def notify(self, deadline_s: float | None, reason: str) -> bool:
         """Ask the daemon, and if it does not take it, tell this process alone: the notice is true all the same."""
         if self._ask_daemon(deadline_s, reason):

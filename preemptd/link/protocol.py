@@ -42,6 +42,7 @@ ALLOWED: Mapping[str, Who] = MappingProxyType(
         "saving": Who.SUBSCRIBER,
         "saved": Who.SUBSCRIBER,
         "done": Who.SUBSCRIBER,
+        "undone": Who.SUBSCRIBER,
         "status": Who.OWNER,
         "notify": Who.OWNER,
     }
@@ -86,6 +87,10 @@ class Done(_Line):
     verb: Literal["done"]
 
 
+class Undone(_Line):
+    verb: Literal["undone"]
+
+
 class Status(_Line):
     verb: Literal["status"]
 
@@ -98,7 +103,7 @@ class Notify(_Line):
     kind: Kind = Kind.PREEMPT
 
 
-Said: TypeAlias = Register | Seen | Saving | Saved | Done | Status | Notify
+Said: TypeAlias = Register | Seen | Saving | Saved | Done | Undone | Status | Notify
 
 
 @cache

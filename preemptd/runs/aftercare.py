@@ -111,6 +111,8 @@ class Aftercare:
                 self._changed.notify()
             elif event == "done":
                 self._note_done(int(str(line["pid"])))
+            elif event == "undone":
+                self._done -= {process for process in self._done if process.pid == line["pid"]}
             elif event == "notice" and line.get("acted"):
                 self._open.add(str(line["event_id"]))
                 grace = line.get("grace")

@@ -27,7 +27,7 @@ class Roll:
     def __init__(self) -> None:
         self._entries: dict[ProcessId, Entry] = {}
         self._done: set[ProcessId] = set()
-        """Who said ``done``, in whichever escalation or before the first one."""
+        """Who said ``done``, in whichever escalation or before the first one, and did not take it back."""
 
     def clear(self) -> None:
         self._entries.clear()
@@ -56,7 +56,11 @@ class Roll:
         if verb == "done":
             self._done.add(process)
         entry = self._entries.get(process)
-        if entry is not None:
+        if verb == "undone":
+            self._done.discard(process)
+            if entry is not None:
+                entry.said.discard("done")
+        elif entry is not None:
             entry.said.add(verb)
         return entry is not None
 
@@ -93,6 +97,11 @@ class Roll:
     def saved(self) -> int:
         """How many told processes said that they have saved."""
         return sum("saved" in entry.said for entry in self._entries.values())
+
+    @property
+    def silent(self) -> frozenset[int]:
+        """Pids of told processes that said neither that they have saved nor that all is done."""
+        return frozenset(process.pid for process, entry in self._entries.items() if not {"saved", "done"} & entry.said)
 
     def alive(self, processes: Iterable[Process]) -> tuple[Process, ...]:
         """Pick the told ones out of a snapshot."""

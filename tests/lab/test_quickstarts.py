@@ -18,6 +18,26 @@ ALSO_PLAYED = {"torchrun"}
 """By tests/test_examples.py: two ranks that start twice are dear."""
 PATIENCE = 400.0
 """Seconds for what takes ten."""
+THREE_TIMES = """
+import os, runpy, signal, sys, accelerate, torch
+backward = accelerate.Accelerator.backward
+def tell(accelerator, loss):
+    global steps
+    steps += 1
+    if steps == stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    backward(accelerator, loss)
+accelerate.Accelerator.backward = tell
+for directory, stop in (("through", 0), ("told", 70), ("told", 0)):
+    if os.fork() == 0:
+        torch.manual_seed(1)
+        steps, sys.argv[1:] = 0, ["--checkpoints", directory, "--steps", "150"]
+        with open(f"{directory}.out", "a") as out:
+            os.dup2(out.fileno(), 1)
+            runpy.run_path(EXAMPLE, run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
 
 
 def sections() -> Mapping[str, tuple[str, str]]:
@@ -63,6 +83,21 @@ def test_the_example_saves_when_a_rehearsal_tells_it_and_the_next_start_goes_on_
     assert "preemptd ends with status 75" in first.stdout
     assert re.search(r"^resumed from \S*checkpoints", second.stdout, re.MULTILINE), (second.stdout, second.stderr)
     assert second.returncode == 0, second.stderr
+
+
+@pytest.mark.timeout(PATIENCE)
+def test_the_example_of_accelerate_goes_on_with_the_samples_that_would_have_come_next(
+    torch_python: str, tmp_path: Path
+) -> None:
+    code = THREE_TIMES.replace("EXAMPLE", repr(str(ROOT / "docs" / "examples" / "train_accelerate.py")))
+    done = run(shlex.join([torch_python, "-c", code]), torch_python, tmp_path)
+    through, told = ((tmp_path / f"{name}.out").read_text() for name in ("through", "told"))
+
+    assert done.stdout.split() == ["0", "75", "0"], done.stderr
+    assert "resumed from told/step-00000070" in told
+    losses = [line for line in told.splitlines() if line.startswith("step ")]
+    assert losses == through.splitlines()
+    assert [line.split()[1] for line in losses] == ["50", "100", "150"]
 
 
 def test_each_framework_of_the_page_has_a_section_and_each_section_an_example() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 from tests.lab.launchers import STANDINS, Job, Place
 from tests.lab.wandb_backend import WandbBackend
 from tests.metadata_server import FaultyEc2
+from tests.watching import environment
 
 pytestmark = pytest.mark.timeout(900)
 TRAINER = str(STANDINS / "hf_trainer.py")
 PATIENCE = 300.0
 """Seconds for what takes five: two ranks import torch and transformers on a machine that does other things as well."""
 GRACE = 120.0
+BEST = {"load_best_model_at_end": True, "learning_rate": 0.01}
 WORST_FIRST = {"eval_strategy": "steps", "load_best_model_at_end": True, "greater_is_better": True}
 """With the loss as what is better: the first checkpoint stays the best, and the last one is another."""
 
@@ -95,16 +98,19 @@ def test_under_torchrun_with_workers_all_ranks_save_one_step_and_the_next_run_tr
 ) -> None:
     options = {**WORST_FIRST, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1}
     with WandbBackend() as backend:
-        command = under_torchrun(place, "--evaluate", "1", report_to="wandb", **options)
+        command = under_torchrun(place, "--evaluate", "1", "--before", "1", report_to="wandb", **options)
         with Job(place, ec2, command, env=backend.env()) as first:
             status = preempt(first, ec2, count=12)
         stopped = step_of(first, ranks=2)
+        done, undone = first.pids("done"), first.pids("undone")
         (run,) = backend.runs()
         marks, codes = len(backend.preempting(run)), backend.exit_codes(run)
     (place.directory / "out" / "checkpoint-99999").mkdir()  # one that was never written to its end
     second, ended = again(place, ec2, under_torchrun(place, max_steps=stopped + 3))
 
     assert (status, ended) == (75, 0)
+    assert set(done.values()) == {1}
+    assert (len(done), done) == (2, undone)  # the training before was, this one is not
     assert marks >= 1
     assert set(codes) == {75}
     assert steps(second.said("ready")) == {stopped}
@@ -113,15 +119,55 @@ def test_under_torchrun_with_workers_all_ranks_save_one_step_and_the_next_run_tr
     assert len(second.said("returned")) == 2
 
 
-def test_a_long_evaluation_is_left_and_the_step_before_it_is_saved(place: Place, ec2: FaultyEc2) -> None:
-    command = alone(place, "--evaluate", "600", "--pace", "0.05", eval_strategy="steps", eval_steps=2)
-    with Job(place, ec2, command) as job:
-        status = preempt(job, ec2, "predicted", 1)
+def test_an_evaluation_of_the_last_step_is_left_and_all_that_the_next_run_does(place: Place, ec2: FaultyEc2) -> None:
+    arguments = {**BEST, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    command = alone(place, "--evaluate", "20", "--pace", "0.1", "--callbacks", "2", max_steps=4, **arguments)
+    with Job(place, ec2, command) as first:
+        status = preempt(first, ec2, "predicted", 22)
+    stopped, predicted = step_of(first), len(first.said("predicted"))
+    exits = [line["status"] for line in first.lines("exited")]
+    second, ended = again(place, ec2, alone(place, "--evaluate", "20", max_steps=4, **arguments))
 
-    assert step_of(job) == 2
-    assert status == 75
-    assert [line["status"] for line in job.lines("exited")] == [75]
-    assert len(job.said("predicted")) < 600
+    assert (stopped, status, ended) == (4, 75, 0)
+    assert exits == [75]
+    assert predicted < 40
+    assert first.err.count("preempted at step") == 1
+    assert not second.said("batch")
+    assert [line["step"] for line in second.said("predicted")] == [4] * 20
+    assert [line["best"] for line in second.said("returned")] == ["out/checkpoint-4"]
+
+
+def test_a_sigterm_to_preemptd_watch_is_no_preemption_but_the_training_saves_and_leaves(
+    place: Place, ec2: FaultyEc2
+) -> None:
+    with Job(place, ec2, alone(place, dataloader_num_workers=1)) as job:
+        job.await_said("batch", 3, PATIENCE)
+        job.signal(signal.SIGTERM)
+        status = job.wait(PATIENCE)
+
+    assert status == 143, (job.err, job.said())
+    assert not job.lines("notice")
+    (line,) = job.lines("saved")
+    assert line["path"] == str(place.directory / "out" / f"checkpoint-{line['step']}")
+
+
+def test_a_sigterm_ends_a_forked_child_and_the_process_whose_training_has_failed(torch_python: str) -> None:
+    code = """
+import os, signal
+from preemptd.integrations.stopping import Stop
+trains = True
+Stop(lambda frame: trains).catch()
+if os.fork() == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+if os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGTERM:
+    os.kill(os.getpid(), signal.SIGTERM)  # trains on
+    trains = False
+    os.kill(os.getpid(), signal.SIGTERM)"""
+    env = environment({"PREEMPTD_LINK": "/nowhere", "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([torch_python, "-c", code], env=env, check=False, timeout=PATIENCE)
+
+    assert done.returncode == -signal.SIGTERM
 
 
 # -- the rest is for the soak ------------------------------------------------------------------------------------
@@ -228,6 +274,27 @@ def test_a_notice_in_the_last_step_has_it_saved_and_the_next_run_goes_on_behind_
     assert (stopped, status, ended) == (4, 75, 0)
     assert samples(second) == []
     assert len(second.said("returned")) == 1
+
+
+@pytest.mark.soak
+def test_a_notice_in_the_last_step_of_an_epoch_leaves_its_evaluation_to_the_next_run(
+    place: Place, ec2: FaultyEc2
+) -> None:
+    """1000 samples a step, 4 steps an epoch."""
+    each = {"eval_strategy": "epoch", "save_strategy": "epoch", "per_device_train_batch_size": 1000}
+    arguments = {**BEST, **each, "num_train_epochs": 1, "max_steps": -1}
+    with Job(place, ec2, alone(place, "--evaluate", "3", "--pace", "3", **arguments)) as first:
+        first.await_said("batch", 3, PATIENCE)
+        ec2.announcement.announce()
+        status = first.wait(PATIENCE)
+    stopped, predicted = step_of(first), first.said("predicted")
+    second, ended = again(place, ec2, alone(place, "--evaluate", "3", **arguments))
+
+    assert (stopped, status, ended) == (4, 75, 0)
+    assert not predicted
+    assert not second.said("batch")
+    assert [line["step"] for line in second.said("predicted")] == [4] * 3
+    assert [line["best"] for line in second.said("returned")] == ["out/checkpoint-4"]
 
 
 @pytest.mark.soak

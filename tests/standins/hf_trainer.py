@@ -1,6 +1,6 @@
 """A training by the Trainer of Hugging Face in miniature; LOG names a file to which it appends JSON lines.
 
-Usage: hf_trainer.py ARGUMENTS [--without] [--evaluate BATCHES] [--pace SECONDS] [--linger SECONDS]. ARGUMENTS is JSON.
+Usage: hf_trainer.py ARGUMENTS [options]. ARGUMENTS is JSON: those of the Trainer.
 It notes which samples each step has seen, so that a test can count them.
 """
 
@@ -75,6 +75,8 @@ class Notes(TrainerCallback):  # type: ignore[misc]  # mypy does not see transfo
 parser = argparse.ArgumentParser()
 parser.add_argument("arguments", type=json.loads)
 parser.add_argument("--without", action="store_true", help="train without preemptd")
+parser.add_argument("--callbacks", type=int, default=1, help="how many of preemptd's are given")
+parser.add_argument("--before", type=int, default=0, help="steps of another training that comes before")
 parser.add_argument("--evaluate", type=int, default=0, help="batches of an evaluation")
 parser.add_argument("--pace", type=float, default=0.02, help="seconds a batch")
 parser.add_argument(
@@ -96,13 +98,20 @@ defaults = {
 }
 arguments = TrainingArguments(**{**defaults, **options.arguments})
 config = GPT2Config(vocab_size=4096, n_positions=8, n_embd=8, n_layer=1, n_head=1)
-callbacks: list[TrainerCallback] = [Notes()]
+callbacks: list[TrainerCallback] = []
 found = None
 if not options.without:
     from preemptd.integrations.transformers import PreemptionCallback, last_checkpoint
 
-    callbacks.append(PreemptionCallback())
+    callbacks.extend(PreemptionCallback() for _ in range(options.callbacks))
     found = last_checkpoint(arguments.output_dir)
+    if options.before:
+        own = {"output_dir": "before", "max_steps": options.before, "save_strategy": "no", "eval_strategy": "no"}
+        given = {**defaults, **options.arguments, **own, "load_best_model_at_end": False, "report_to": "none"}
+        ours = [PreemptionCallback()]
+        Trainer(
+            GPT2LMHeadModel(config), TrainingArguments(**given), train_dataset=Sequences(4000), callbacks=ours
+        ).train()
 set_seed(0)
 note("constructing")
 trainer = Noted(
@@ -110,8 +119,8 @@ trainer = Noted(
     arguments,
     train_dataset=Sequences(4000),
     eval_dataset=Sequences(options.evaluate * 2 * arguments.world_size) if options.evaluate else None,
-    callbacks=callbacks,
+    callbacks=[Notes(), *callbacks],
 )
 trainer.train(resume_from_checkpoint=found)
-note("returned")
+note("returned", step=trainer.state.global_step, best=trainer.state.best_model_checkpoint)
 time.sleep(options.linger)

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +115,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=0, help="batches of a validation")
     parser.add_argument("--pace", type=float, default=0.02, help="seconds a batch")
     parser.add_argument("--tell", default="", help="WHAT:COUNT, where it sends SIGUSR1 to itself")
+    parser.add_argument("--before", action="store_true", help="train another model first, and tell nobody of it")
     parser.add_argument("--then", default="", help="test, predict or validate when it has trained")
     return parser.parse_args(words)
 
@@ -133,8 +134,19 @@ def callbacks(options: argparse.Namespace) -> list[object]:
     return chosen
 
 
+def train_before(package: Any, arguments: Mapping[str, object]) -> None:
+    from preemptd.integrations.lightning import PreemptionCallback
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    own = {"logger": False, "max_steps": 1, "default_root_dir": "before", "callbacks": [PreemptionCallback()], **quiet}
+    package.Trainer(accelerator="cpu", **{**arguments, **own}).fit(package.demos.boring_classes.BoringModel())
+
+
 def run(options: argparse.Namespace) -> None:
     package = importlib.import_module(options.package)
+    if options.before:
+        importlib.import_module(f"{options.package}.demos.boring_classes")
+        train_before(package, options.arguments)
     loggers = importlib.import_module(f"{options.package}.loggers")
     own = {
         "accelerator": "cpu",
