@@ -72,5 +72,6 @@ class Answering:
             **({"would_tell": []} if self.waiting else {}),
             "nodes": self._parts.nodes.present,
             "notices": self._escalating.status(),
+            "advice": self._escalating.advice(),
             **self._parts.settings.model_dump(include=set(SHOWN)),
         }

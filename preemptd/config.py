@@ -32,7 +32,9 @@ def _signal_name(value: object) -> object:
 
 
 def _words(value: object) -> object:
-    """Take `ec2,gce` for a list, as it comes from the environment."""
+    """Take `ec2,gce` for a list, as it comes from the environment; also where it is one of several."""
+    if isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        value = ",".join(value)
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
@@ -291,5 +293,5 @@ def _plain(error: "ErrorDetails") -> str:
 
 
 def _wrong(error: "ErrorDetails") -> str:
-    where = ".".join(str(part) for part in error["loc"][1:])
+    where = ".".join(part for part in error["loc"][1:] if isinstance(part, str))
     return f"{where and where + ': '}{_plain(error)}"

@@ -288,3 +288,7 @@ class Escalating:
             {"event_id": notice.event_id, "kind": str(notice.kind), "remaining": round(self._left(notice), 1)}
             for notice in (self.current.notices if self.current else ())
         ]
+
+    def advice(self) -> Sequence[Mapping[str, object]]:
+        """List what is only advised."""
+        return self._advice.status()

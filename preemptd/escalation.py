@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from preemptd.notices import STALE_AFTER, Kind, Level, Meaning, Notice
+from preemptd.notices import PUT_OFF, STALE_AFTER, Kind, Level, Meaning, Notice
 
 DEFAULT_GRACE = 30.0
 """Seconds that we count with when neither the source nor ``--grace`` says: GCE's, the shortest of the big clouds."""
@@ -153,6 +153,8 @@ class Escalation:
             guessed = known.meaning is Meaning.UNDECIDED and notice.meaning is not Meaning.UNDECIDED
             if known.remaining is None and notice.remaining is not None:  # `--grace` was but a guess, and it was wrong
                 guessed = guessed or deadline_of(known, self.timing) < now
+            if notice.act_within is not None and notice.remaining is not None:  # maintenance has a date, and may move
+                guessed = guessed or deadline_of(notice, self.timing) > deadline_of(known, self.timing) + PUT_OFF
             if notice.meaning is Meaning.UNDECIDED:
                 notice = replace(notice, kind=known.kind, meaning=known.meaning)
             if not guessed and deadline_of(known, self.timing) <= deadline_of(notice, self.timing):

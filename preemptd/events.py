@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from preemptd.model import Outcome, Process, ProcessId, Run
@@ -201,6 +201,13 @@ class Inbox:
         with self._closing:
             if not self._closed:
                 self._events.append(event)
+                os.eventfd_write(self._eventfd, 1)
+
+    def put_back(self, events: Sequence[Event]) -> None:
+        """Have *events*, which were taken, come first again, in their order. Main thread only."""
+        with self._closing:
+            if not self._closed:
+                self._events.extendleft(reversed(events))
                 os.eventfd_write(self._eventfd, 1)
 
     def get(self, timeout: float | None) -> Event | None:

@@ -96,8 +96,8 @@ class Outliving:
             case SignalArrived():
                 self._signal(event.signum)
             case NoticeArrived():
-                if self._watching.arrived(event):
-                    self._escalating.notice(event.notice)
+                if (notice := self._watching.arrived(event)) is not None:
+                    self._escalating.notice(notice)
             case NoticeRevoked():
                 self._watching.revoked(event.event_id)
                 self._escalating.revoke(event)

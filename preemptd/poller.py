@@ -15,17 +15,17 @@ from types import NoneType
 
 from preemptd.errors import ProviderError
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.notices import STALE_AFTER, Kind, Level, Meaning, Notice
+from preemptd.notices import PUT_OFF, STALE_AFTER, Kind, Level, Meaning, Notice
 from preemptd.provider import Observation, State, Watch
 
 TIGHTENED = 10.0
 """Seconds by which a deadline must move towards us to be news; some servers compute a new one at each GET."""
-PUT_OFF = 60.0
-"""Seconds by which the date of advice must move away from us to be news."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 LONGEST_ASKED_PAUSE = 30.0
 """A server that asks for an hour of silence would have us sleep through the notice."""
+QUICK_TRIES = 5
+"""Failures in a row after which what is looked at seldom is asked no more often than that."""
 SHORTEST_PAUSE = 0.05
 LONGEST_INTERVAL = 3600.0
 
@@ -98,7 +98,9 @@ def _is_news(before: Notice, now: Notice) -> bool:
         return True
     if (before.killed_in is None) is not (now.killed_in is None) or before.irrevocable is not now.irrevocable:
         return True
-    if now.level is Level.ADVISE and _end(now) > _end(before) + PUT_OFF:
+    # A date that has passed, or cannot be read for once, is not put off.
+    ahead = now.remaining is not None and now.remaining > 0
+    if now.level is Level.ADVISE and ahead and _end(now) > _end(before) + PUT_OFF:
         return True
     return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
 
@@ -243,8 +245,9 @@ class Poller:
     def _pause(self, observation: Observation, took: float) -> float:
         if observation.state is State.UNKNOWN:
             pause = back_off(self._failures, self.watch.notice_period, observation.retry_after)
-            # What comes seldom is not to be asked for more often because it does not answer.
-            return max(pause, self.watch.interval) if self.watch.secondary else pause
+            # What is asked for seldom is not to be asked for more often, for days, because it does not answer.
+            slow = self.watch.secondary or self._failures > QUICK_TRIES
+            return max(pause, self.watch.interval) if slow and not self.watch.waits else pause
         if self.watch.waits:  # one that says so and yet returns at once must not become a busy loop
             self.every = None
             return max(0.0, SHORTEST_PAUSE - took)

@@ -1,6 +1,6 @@
 """Who listens on the link: trainers that are told by message, and preemptds inside this one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from preemptd.config import Settings
 from preemptd.escalation import Escalation, deadline_of
@@ -44,11 +44,13 @@ class Advice:
         self._link = link
         self._timers = timers
         self._acts: dict[str, Callable[[], None]] = {}
+        self._given: dict[str, Notice] = {}
 
     def give(self, notice: Notice, at: float | None, act: Callable[[], None]) -> None:
         """Let everybody know, and call *act* at the monotonic time *at*; None: it stays advice."""
         self.drop(notice.event_id)
         self._acts[notice.event_id] = act
+        self._given[notice.event_id] = notice
         if at is not None:
             self._timers.at(at, act)
         remaining = None if notice.remaining is None else notice.observed + notice.remaining - self._timers.now()
@@ -58,9 +60,22 @@ class Advice:
     def drop(self, event_id: str) -> bool:
         """Forget it; whoever listens is told by what has come of it. False: it was none."""
         act = self._acts.pop(event_id, None)
+        self._given.pop(event_id, None)
         if act is not None:
             self._timers.cancel(act)
         return act is not None
+
+    def status(self) -> Sequence[Mapping[str, object]]:
+        """List what stands, with the seconds to its date; None: it has none."""
+        now = self._timers.now()
+        return [
+            {
+                "event_id": notice.event_id,
+                "kind": str(notice.kind),
+                "remaining": None if notice.remaining is None else round(notice.observed + notice.remaining - now, 1),
+            }
+            for notice in self._given.values()
+        ]
 
     def became(self, notice: Notice, escalation: Escalation) -> None:
         """Take it back if it is a notice by now that is not the one to be named: nobody hears of that one."""

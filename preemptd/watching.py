@@ -23,7 +23,7 @@ STOP_WITHIN = 0.2
 """Seconds at the end for watches that hang at a server; their threads die with us anyway."""
 SHORTEST_SETTLE = 5.0
 """Seconds for a provider's last duty, whatever those before it took."""
-LATE_ANSWER = 0.5
+LATE_ANSWER = 2.0
 """Seconds for one that uses all of its time, and then says that it was not enough."""
 
 

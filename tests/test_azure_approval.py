@@ -1,5 +1,6 @@
 """``--azure-approve``: what may begin before its time, and what never does."""
 
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -8,7 +9,7 @@ import pytest
 from preemptd.errors import ProviderError
 from preemptd.provider import Conclusion, Outcome, State
 from preemptd.rehearsal.other_clouds import NAME
-from tests.metadata_server import FaultyAzure, hang_up, status
+from tests.metadata_server import FaultyAzure, body, hang_up, status
 from tests.test_azure import announced, azure_at, later, planned, server
 
 __all__ = ["server"]
@@ -68,6 +69,23 @@ def test_nothing_is_approved_that_was_not_acted_on(server: FaultyAzure, type_: s
 
 def test_nothing_is_approved_unless_we_were_asked_to(server: FaultyAzure) -> None:
     assert (settled(server, approve=False), server.approved) == ("", [])
+
+
+@pytest.mark.parametrize(
+    "now", [[], [{"EventId": "A1", "EventType": "Preempt", "EventStatus": "Scheduled", "Resources": [NAME, "b"]}]]
+)
+def test_what_has_changed_since_it_was_looked_at_last_is_not_approved(
+    server: FaultyAzure, now: list[dict[str, object]]
+) -> None:
+    provider = azure_at(server.url, approve=True)
+    (watch,) = provider.watches()
+    assert announced(server, watch).state is State.NOTICE
+    watch.close()
+    server.fault = body(json.dumps({"DocumentIncarnation": 2, "Events": now}).encode())
+
+    assert provider.settle(SAVED, 5.0) == "Preempt not approved: it is not announced any more, or has changed"
+    assert server.approved == []
+    provider.close()
 
 
 def test_who_approves_comes_last(server: FaultyAzure) -> None:

@@ -68,6 +68,16 @@ def test_a_later_notice_tightens_and_never_loosens() -> None:
     assert (looser.deadline, looser.since) == (1120.0, 1000.0)
 
 
+def test_a_maintenance_that_is_acted_on_ahead_of_time_and_put_off_has_its_new_date() -> None:
+    acted = Escalation.open(1, a_notice(20.0, act_within=120.0), PLAIN)
+
+    put_off = acted.joined(a_notice(2000.0, observed=1010.0, act_within=120.0), 1010.0)
+    jitter = acted.joined(a_notice(50.0, observed=1010.0, act_within=120.0), 1010.0)
+
+    assert (put_off.deadline, put_off.since) == (3010.0, 1010.0)
+    assert (jitter.deadline, jitter.since) == (1020.0, 1000.0)
+
+
 def test_one_of_two_notices_revoked_leaves_the_other_and_its_deadline() -> None:
     two = Escalation.open(1, a_notice(120.0), PLAIN).joined(a_notice(30.0, "gce:preempted"), 1000.0)
 

@@ -99,8 +99,18 @@ def word(event: Event) -> str:
         ),
         pytest.param(
             [advice(), advice(remaining=170.0), advice(remaining=181.0), advice(remaining=None), advice(remaining=9.0)],
-            [["+stand:1", "up"], [], ["+stand:1"], ["+stand:1"], ["+stand:1"]],
-            id="advice that is put off by more than a minute is news, and so is its next date",
+            [["+stand:1", "up"], [], ["+stand:1"], [], ["+stand:1"]],
+            id="advice that is put off by more than a minute is news, one that cannot be read for once is not",
+        ),
+        pytest.param(
+            [CLEAR, *(advice(observed=1000.0 + 60 * n, remaining=100.0 - 60 * n) for n in range(9))],
+            [["up"], ["+stand:1"], *[[]] * 8],
+            id="a date that passes is no news",
+        ),
+        pytest.param(
+            [advice(remaining=0.0), advice(observed=1070.0, remaining=0.0), advice(observed=1140.0, remaining=0.0)],
+            [["+stand:1", "up"], [], []],
+            id="nor is one that is under way",
         ),
         pytest.param(
             [notice(), notice(final=True), notice(final=True)],

@@ -147,6 +147,17 @@ def test_what_is_looked_at_seldom_is_not_asked_more_often_because_it_does_not_an
     assert -(watch.looked.get() - watch.looked.get()) >= 0.4
 
 
+@pytest.mark.slow
+def test_what_has_a_long_interval_is_asked_quickly_again_and_after_some_tries_as_seldom_as_ever() -> None:
+    watch = Scripted(*[DOWN] * 6, CLEAR)
+    watch.notice_period, watch.interval = 0.0, 2.0
+    run(watch, 2)
+    times = [watch.looked.get() for _ in range(7)]
+
+    assert times[5] - times[0] < 2.0
+    assert times[6] - times[5] >= 2.0
+
+
 def test_a_watch_that_waits_at_the_server_is_asked_again_at_once_but_not_in_a_busy_loop() -> None:
     watch = Scripted(*[CLEAR] * 5, notice())
     watch.waits, watch.interval = True, 60.0

@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -52,6 +53,43 @@ def test_a_revoked_notice_brings_the_command_back_at_its_checkpoint(tmp_path: Pa
     assert [line["attempt"] for line in watch.lines("started")] == [0, 1]
     assert [line["status"] for line in watch.lines("settled")] == [75, 0]
     assert "preemptd: starts the command again (1 of 3): the notice was taken back\n" in watch.err
+
+
+ONCE = """
+import os, signal, sys, time
+if os.path.exists("second"): sys.exit(0)
+open("second", "w").close()
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(0))
+print("ready", flush=True)
+while True: time.sleep(0.1)
+"""
+PLANNED = """
+act_on = "maintenance"
+[providers.exec]
+command = "test -e when || exit 0; cat when; exit 75"
+level = "advise"
+kind = "maintenance"
+interval = 1
+"""
+
+
+def test_maintenance_that_is_acted_on_and_moves_while_it_is_waited_for_is_not_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "planned.toml").write_text(PLANNED)
+    options = ("--provider", "exec", "--config", "planned.toml", "--restart", "3")
+    with Watch(tmp_path, [sys.executable, "-c", ONCE], *options) as watch:
+        wait_until((tmp_path / "second").exists)
+        watch.await_line("provider")
+        (tmp_path / "when").write_text("2000")
+        watch.await_line("waiting")
+        (tmp_path / "when").write_text("1500")
+        watch.await_line("notice", 2)
+        before = watch.lines("revoked"), watch.lines("restarted")
+        (tmp_path / "when").unlink()
+        watch.await_line("restarted")
+        status = watch.wait()
+
+    assert before == ([], [])
+    assert status == 0
 
 
 def test_status_and_history_show_it(tmp_path: Path, ec2: FaultyEc2) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 _NOT_SETTINGS = frozenset({"command", "config"})
-_REPEATABLE = frozenset({"provider", "sync"})
+_REPEATABLE = frozenset({"provider", "act_on", "sync"})
 
 Provider = Annotated[
     list[str] | None,
@@ -32,9 +32,10 @@ Lead = Annotated[
     float | None, typer.Option(metavar="S", help="Act on a dated maintenance so many seconds ahead. Default: 120.")
 ]
 ActOn = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
-        metavar="rebalance,maintenance,migrate,freeze", help="Act on advice of these kinds at once. Default: on none."
+        metavar="rebalance,maintenance,migrate,freeze",
+        help="Act on advice of these kinds at once (repeatable). Default: on none.",
     ),
 ]
 Reserve = Annotated[

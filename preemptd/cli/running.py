@@ -96,8 +96,7 @@ def _let_go(made: Made, daemon: Daemon, conclusion: Conclusion) -> None:
     came: list[Event] = []
     undone = rest(made.journal, made.job.sinks, partial(_is_interrupted, made.inbox, came))
     _is_interrupted(made.inbox, came)
-    for event in came:  # in their order, for those who ask next
-        made.inbox.put(event)
+    made.inbox.put_back(came)  # for those who ask next
     unsaved = conclusion.unsaved or undone
     for text in daemon.settle(replace(conclusion, saved=not unsaved, unsaved=unsaved), LET_GO_WITHIN, Turn.LAST):
         made.journal.write("let-go", why=text)

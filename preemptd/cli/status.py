@@ -101,8 +101,13 @@ def words(answer: Mapping[str, object]) -> str:
         f" {answer['told']} told, {answer['saved']} saved"
         for notice in _list(answer["notices"])
     ]
+    lines += [f"  advice {one['event_id']}: {one['kind']}, {_date(one)}" for one in _list(answer.get("advice"))]
     lines += [f"  past notice: {_past(entry)}" for entry in _list(answer.get("past"))]
     return "\n".join(printable(line) for line in lines)
+
+
+def _date(advice: Mapping[str, object]) -> str:
+    return "no date is named" if advice.get("remaining") is None else f"in {advice['remaining']} s"
 
 
 def _target(target: Mapping[str, object]) -> str:

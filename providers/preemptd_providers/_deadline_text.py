@@ -5,7 +5,8 @@ import re
 from datetime import datetime, timedelta, timezone
 
 _SECONDS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
-_FRACTION = re.compile(r"\.[0-9]{1,9}(?=Z|[+-]|$)")  # nanoseconds are too much for Python 3.10, and for anybody
+_FRACTION = re.compile(r"[.,][0-9]{1,9}(?=Z|[+-]|$)")  # nanoseconds are too much for Python 3.10, and for anybody
+_OFFSET = re.compile(r"(?<=:[0-9]{2})([+-][0-9]{2}):?([0-9]{2})?$")  # Python 3.10 knows +01:00 alone
 _NAMED_MONTH = re.compile(r"(?:[A-Z][a-z]{2}, )?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} .{8,}")
 _DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")  # Python 3.11 takes 1793120100123 for a day of the year 1793
 _RFC3339 = re.compile(
@@ -60,7 +61,8 @@ def moment_of(text: str, zone: timezone) -> datetime | None:
         elif not _DATED.fullmatch(text):
             return None
         else:
-            moment = datetime.fromisoformat(_FRACTION.sub("", text).replace("Z", "+00:00"))
+            plain = _FRACTION.sub("", text).replace("Z", "+00:00")
+            moment = datetime.fromisoformat(_OFFSET.sub(lambda found: f"{found[1]}:{found[2] or '00'}", plain))
         return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(timezone.utc)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

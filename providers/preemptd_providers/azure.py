@@ -8,9 +8,9 @@ from pydantic import Field
 
 from preemptd.errors import ProviderError
 from preemptd.provider import Conclusion, Detection, Found, Machine, Options, Provider, Surroundings, Watch
-from preemptd_providers._azure_events import AT_ONCE, PAUSES, Event
+from preemptd_providers._azure_events import AT_ONCE, PAUSES, Event, parse
 from preemptd_providers._azure_watch import ASKED, EVENTS, WITHIN_SECONDS, Announced, EventsWatch
-from preemptd_providers._metadata import Client, load_http
+from preemptd_providers._metadata import Answer, Client, load_http
 from preemptd_providers._variables import checked_base
 
 ENDPOINT = "PREEMPTD_AZURE_ENDPOINT"
@@ -71,20 +71,24 @@ class Azure(Provider):
             return ""
         if why := _obstacle(announced, conclusion):
             return f"{announced.event.EventType} not approved: {why}"
-        self._approve(announced.event, min(budget, WITHIN_SECONDS))
-        return f"{announced.event.EventType} approved"
+        why = self._approve(announced.event, min(budget / 2, WITHIN_SECONDS))
+        return f"{announced.event.EventType} not approved: {why}" if why else f"{announced.event.EventType} approved"
 
-    def _approve(self, event: Event, within: float) -> None:
-        client = Client((self._base,))  # the watch's own may be closed, or in the middle of a look
+    def _approve(self, event: Event, within: float) -> str:
+        """Let *event* begin, if it still is what it was when it was looked at last; say why not, empty: it may."""
+        client = Client((self._base,), LONGEST_LIST)  # the watch's own may be closed, or in the middle of a look
         try:
+            listed = parse(_answered(client.ask("GET", EVENTS, ASKED, within)))
+            same = (one for one in listed.events if one.EventId == event.EventId and one.Resources == event.Resources)
+            if not any(one.EventStatus == event.EventStatus for one in same):
+                return "it is not announced any more, or has changed"
             body = json.dumps({"StartRequests": [{"EventId": event.EventId}]}).encode()
-            answer = client.ask("POST", EVENTS, ASKED, within, body)
+            _answered(client.ask("POST", EVENTS, ASKED, within, body))
         except ProviderError as problem:
             raise ProviderError(f"{event.EventType} not approved: {problem}") from problem
         finally:
             client.close()
-        if answer.status != 200:
-            raise answer.rejected(f" ({event.EventType} not approved)")
+        return ""
 
     def describe(self) -> str:
         return f"{self._base}: {self._watch.heard}"
@@ -96,6 +100,12 @@ class Azure(Provider):
 def base_in(environ: Mapping[str, str]) -> str:
     value = environ.get(ENDPOINT, "")
     return checked_base(ENDPOINT, value) if value else DEFAULT_BASE
+
+
+def _answered(answer: Answer) -> Answer:
+    if answer.status != 200:
+        raise answer.rejected()
+    return answer
 
 
 def _obstacle(announced: Announced, conclusion: Conclusion) -> str:

@@ -128,6 +128,8 @@ class CommandWatch(Watch):
             if ended and not ready:
                 break
             pause = SHORTEST_PAUSE if ready else min(2 * pause, LONGEST_PAUSE)
+            if ready and len(said[out]) >= LONGEST_OUTPUT:
+                time.sleep(LONGEST_PAUSE)  # one that says without end is not to have all of our time
         return said[out], said[err]
 
     def _end(self, process: "subprocess.Popen[bytes]") -> int | None:
