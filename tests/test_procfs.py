@@ -116,7 +116,7 @@ def test_a_process_that_handles_the_signal_gets_it(way: str) -> None:
     with handling(way) as process:
         pid = process.pids[0]
 
-        assert send(identify(pid), SIGUSR1) is Sent.SENT
+        wait_until(lambda: send(identify(pid), SIGUSR1) is Sent.SENT)  # a thread may be on its way into sigwait()
         assert process.ask("are you there?") == "alive"
         os.kill(pid, signal.SIGKILL)
 

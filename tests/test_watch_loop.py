@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -57,21 +57,25 @@ def test_a_round_begins_when_the_last_one_has_ended_and_waits_for_no_thread_of_i
     assert min(later - earlier for earlier, later in zip(ended, begun[1:], strict=False)) < LONE_WITHIN / 2
 
 
-def announced(directory: Path, ago: float) -> tuple[Mapping[str, str], Path]:
-    """Write a signal file, whose deadline was so many seconds *ago*, to be renamed to where it is looked for."""
+def announced(directory: Path, ago: float) -> tuple[Mapping[str, str], Callable[[], Path]]:
+    """Make a function that announces what had its deadline so many seconds *ago*; it returns the signal file."""
     signals = directory / "signals"
     signals.mkdir()
-    file = directory / "announced"
-    file.write_text(json.dumps({"deadline": time.time() - ago}))
-    return {"PREEMPTD_SIGNAL_DIR": str(signals)}, file
+
+    def announce() -> Path:
+        file = directory / "announced"
+        file.write_text(json.dumps({"deadline": time.time() - ago}))
+        return file.rename(signals / "sweep.preempt")
+
+    return {"PREEMPTD_SIGNAL_DIR": str(signals)}, announce
 
 
 def test_a_notice_that_comes_between_two_rounds_is_outlived_by_the_next_one(tmp_path: Path) -> None:
-    env, file = announced(tmp_path, ago=52)
+    env, announce = announced(tmp_path, ago=45)
     options = ("--restart", "1", "--job-id", "sweep", "--state-dir", str(tmp_path / "state"))
     with loop(tmp_path, ["- 1", "a 0", "- 0"], *options, env=env) as watch:
         wait_until(lambda: any("again in 1 s" in text for text in texts(watch)), 30)
-        file.rename(tmp_path / "signals" / "sweep.preempt")
+        announce()
         wait_until(lambda: any("not started before" in text for text in texts(watch)))
         held = len(rounds(tmp_path))
         status = watch.wait()
@@ -83,14 +87,14 @@ def test_a_notice_that_comes_between_two_rounds_is_outlived_by_the_next_one(tmp_
 
 
 def test_a_round_that_may_not_be_restarted_waits_until_the_notice_is_taken_back(tmp_path: Path) -> None:
-    env, file = announced(tmp_path, ago=200)
+    env, announce = announced(tmp_path, ago=200)
     options = ("--job-id", "sweep", "--state-dir", str(tmp_path / "state"))
     with loop(tmp_path, ["- 1", "- 0"], *options, env=env) as watch:
         wait_until(lambda: any("again in 1 s" in text for text in texts(watch)), 30)
-        file.rename(tmp_path / "signals" / "sweep.preempt")
+        file = announce()
         wait_until(lambda: any("not started before" in text for text in texts(watch)))
         held = len(rounds(tmp_path))
-        (tmp_path / "signals" / "sweep.preempt").unlink()
+        file.unlink()
         status = watch.wait()
 
     assert (status, held, len(rounds(tmp_path))) == (0, 1, 2)

@@ -86,7 +86,7 @@ def test_a_capability_that_is_added_for_another_user_is_none_in_docker_and_one_i
     for name, engine in engines.items():
         plain = ("--network=none", "--cap-drop=all")
         engine.run("run", "--detach", "--name=train", "--user=1000:1000", *plain, TRAIN, *TRAINING)
-        wait_until(lambda engine=engine: "step 500" in engine.said("logs", "train"), pause=0.1)  # type: ignore[misc]  # bound
+        wait_until(lambda engine=engine: "step 500" in engine.said("logs", "train"), 60, pause=0.1)  # type: ignore[misc]  # bound
         beside = ("run", "--rm", "--user=1001:1001", *plain, "--cap-add=kill", "--pid=container:train", TRAIN)
         status = engine.said(*beside, "cat", "/proc/self/status")
         has[name] = [int(value, 16) for value in re.findall(r"^Cap(?:Eff|Bnd):\s*(\S+)", status, re.MULTILINE)]

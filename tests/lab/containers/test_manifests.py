@@ -186,7 +186,7 @@ def test_a_daemon_set_tells_the_trainings_of_its_own_user_in_all_pods(play: Play
     for name, user in (("one", "1000:1000"), ("two", "1000:1000"), ("foreign", "1001:1001")):
         podman.run("run", "--detach", f"--name={name}", f"--user={user}", "--cap-drop=all", TRAIN, *TRAINING)
     for name in ("one", "two", "foreign"):
-        wait_until(lambda name=name: "step 500" in podman.said("logs", name), pause=0.1)  # type: ignore[misc]  # bound
+        wait_until(lambda name=name: "step 500" in podman.said("logs", name), 60, pause=0.1)  # type: ignore[misc]  # bound
     pod = play("daemonset.yaml")
     pod.await_log("preemptd", "watching ec2")
     cloud.announce()
@@ -223,7 +223,7 @@ def watched(podman: Podman, directory: Path, *command: str) -> Iterator["subproc
 
 def test_podman_run_under_watch_is_followed_and_the_doctor_says_so(podman: Podman, tmp_path: Path) -> None:
     with watched(podman, tmp_path, "run", "--rm", "--name=job", TRAIN, *TRAINING) as watch:
-        wait_until(lambda: "step 500" in (tmp_path / "out").read_text(), pause=0.1)
+        wait_until(lambda: "step 500" in (tmp_path / "out").read_text(), 60, pause=0.1)
         doctor = subprocess.run(
             [*HERE, "doctor", str(watch.pid), "--json", "--no-probe"],
             env=environment(),
