@@ -167,7 +167,12 @@ def test_a_mark_that_came_after_the_exit_is_none(tmp_path: Path) -> None:
     late = run_directory(tmp_path, ONLINE, run_record("", "p"), exit_record(143), PREEMPTING)
     both = run_directory(tmp_path / "both", ONLINE, run_record("", "p"), PREEMPTING, exit_record(143), PREEMPTING)
 
+    unwritten = run_directory(tmp_path / "unwritten", ONLINE, run_record("", "p"), exit_record(143))
+    open_end = run_directory(tmp_path / "open", ONLINE, run_record("", "p"))
+
     assert not left_behind(entry_in(late, marked=True)).marked
+    assert not left_behind(entry_in(unwritten, marked=True)).marked
+    assert left_behind(entry_in(open_end, marked=True)).marked  # killed: not all was on disk
     assert left_behind(entry_in(both)).marked
 
 

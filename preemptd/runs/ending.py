@@ -95,8 +95,9 @@ def left_behind(entry: Entry) -> Left:
         return Left(offline, entry.marked, None, False, why=f"its transaction log cannot be read: {error.strerror}")
     except ValueError as error:
         return Left(offline, entry.marked, None, False, why=f"its transaction log cannot be read: {error}")
-    # What it answered to a mark that came after the exit says nothing: it has not told the server.
-    marked = log.preempting or (entry.marked and not offline and not log.marked_late)
+    # An answer to a mark that came after the exit says nothing: wandb-core has not told the server, and may not even
+    # have written it down. Where the exit is in the log, all that came before it is.
+    marked = log.preempting or (entry.marked and not offline and log.exit_code is None)
     delivered = _has_delivered(f"{entry.directory}/logs/debug-internal.log")
     return Left(offline, marked, log.exit_code, delivered, log.entity, log.project, log.has_run, log.final)
 

@@ -53,8 +53,6 @@ class Summary:
     """The first one (wandb-core ignores later ones); None: none is on disk."""
     preempting: bool = False
     """Before the exit, after which wandb-core takes it and does nothing. Looked for in the last `TAIL` bytes."""
-    marked_late: bool = False
-    """The record is there, but came after the exit."""
     final: bool = False
     """It has the record without which ``wandb sync`` of 0.19 and 0.22 does not send the exit code."""
     has_run: bool = False
@@ -82,7 +80,7 @@ def summarize(path: str) -> Summary:
 
 def summary_of(file: BinaryIO) -> Summary:
     entity = project = ""
-    has_run = preempting = exited = late = final = False
+    has_run = preempting = exited = final = False
     code: int | None = None
     for message in _until(messages(file), HEAD):
         kind, value = kind_of(message.data)
@@ -96,9 +94,8 @@ def summary_of(file: BinaryIO) -> Summary:
             code = code_of(value)
         exited = exited or kind == EXIT
         preempting = preempting or (kind == PREEMPTING and not exited)
-        late = late or (kind == PREEMPTING and exited)
         final = final or kind == FINAL
-    return Summary(entity, project, code, preempting, late and not preempting, final, has_run)
+    return Summary(entity, project, code, preempting, final, has_run)
 
 
 def tail_of(file: BinaryIO) -> int:
