@@ -229,7 +229,9 @@ def _has_members(group: int) -> bool:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with suppress(OSError):
-                state, _, its_group = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[:3]
+                state, _, its_group = (
+                    Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()[:3]
+                )
                 if int(its_group) == group and state not in "ZX":
                     return True
     return False

@@ -82,7 +82,7 @@ class Namespace:
                 try:
                     if os.readlink(f"/proc/{entry}/ns/pid") != self._identity:
                         continue
-                    status = Path(f"/proc/{entry}/status").read_text()
+                    status = Path(f"/proc/{entry}/status").read_text(errors="replace")
                 except OSError:
                     continue  # it has ended
                 inner = int(status.split("NSpid:")[1].split("\n")[0].split()[-1])
