@@ -96,6 +96,19 @@ def test_a_value_that_was_true_before_the_first_look_is_heard_at_once(server: Fa
     assert preempted.observe().state is State.NOTICE
 
 
+@pytest.mark.parametrize("wish", [None, 120.0])
+def test_the_end_is_as_far_away_as_the_machine_was_made_with(server: FaultyGce, wish: float | None) -> None:
+    options = GceOptions(preemption_notice_s=wish)
+    provider = Gce(options, Surroundings({"GCE_METADATA_HOST": server.url}))
+    server.announcement.announce()
+
+    notice = watches_of(provider)[0].observe().notice
+    provider.close()
+
+    assert notice is not None
+    assert notice.remaining == wish
+
+
 def test_hangs_that_return_at_once_unchanged_become_polls(server: FaultyGce, preempted: KeyWatch) -> None:
     server.waits = False
     states = [preempted.observe().state for _ in range(4)]

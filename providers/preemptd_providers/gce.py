@@ -24,6 +24,9 @@ class GceOptions(Options):
 
     3600 with GPUs. Without one and with the policy "terminate" Google announces 60 s: set it to 60 there.
     """
+    preemption_notice_s: float | None = Field(default=None, gt=0, le=3600)
+    """Seconds from ``preempted`` to the end, for machines made with a preemption notice duration (GCE allows 120 s),
+    which the metadata do not say either. None: ``--grace``."""
     upcoming_interval: float = Field(default=60.0, ge=1.0, le=3600.0)
     """Seconds between two looks for maintenance that is planned."""
 
@@ -32,6 +35,10 @@ class PreemptedWatch(KeyWatch):
     """``instance/preempted``: TRUE when a spot machine is being taken away, and then it stays TRUE."""
 
     notice_period = 30.0
+
+    def __init__(self, provider: str, settings: Settings, notice_s: float | None) -> None:
+        super().__init__(provider, "preempted", settings)
+        self._notice_s = notice_s
 
     def judge(self, answer: Answer) -> Observation:
         if answer.text == "FALSE":
@@ -46,6 +53,7 @@ class PreemptedWatch(KeyWatch):
                 level=Level.ACT,
                 source="instance/preempted",
                 observed=answer.observed,
+                remaining=self._notice_s,
                 detail=answer.detail,
             )
         )
@@ -101,7 +109,7 @@ class Gce(Provider):
         settings = Settings.of(surroundings.environ)
         wishes = options if isinstance(options, GceOptions) else GceOptions()
         self._settings = settings
-        self._preempted = PreemptedWatch(self.name, "preempted", settings)
+        self._preempted = PreemptedWatch(self.name, settings, wishes.preemption_notice_s)
         self._watches: Sequence[MetadataWatch] = (
             self._preempted,
             MaintenanceWatch(self.name, settings, wishes.notice_s, surroundings.lead),
