@@ -96,6 +96,18 @@ def test_the_report_of_a_rehearsal_that_went_wrong() -> None:
     ]
 
 
+def test_the_report_of_a_machine_that_goes_with_the_notice() -> None:
+    notice = {**NOTICE, "kind": "hibernate", "grace": 0.0}
+    text = render(rehearsal(notice, TOLD, {**EXITED, "spare": -0.3, "mono": 10.3}, written=[FILE]))
+    lines = text.splitlines()
+
+    assert lines[0] == "rehearsed   ec2: the machine goes with the notice; the rehearsal ends 20 s later"
+    assert "to spare    none is given: the command ended 0.3 s after the notice" in lines
+    assert lines[-1] == (
+        "verdict     SAVED: step-12.pt was written after the notice, and the command ended 0.3 s after the notice"
+    )
+
+
 def test_the_report_of_advice_that_becomes_a_notice_counts_from_the_announcement() -> None:
     early = {"provider": "ec2", "kind": "maintenance", "event_id": "ec2:scheduled", "ms": 1.0}
     other = {**early, "event": "advice", "t": 88.0, "mono": -2.0, "event_id": "ec2:rebalance", "grace": 30.0}

@@ -24,6 +24,9 @@ _ENVIRONMENT_KEYS = ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK")
 """Would have the provider not look at all; a rehearsal never leaves the machine."""
 
 
+LONGEST = 3600.0
+"""Seconds of ``--grace``: what is further away is believed to be a mistake by the providers of the clouds."""
+
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="-- COMMAND...", help="What to rehearse with.", show_default=False)
 ]
@@ -107,6 +110,10 @@ def _wishes(flags: Mapping[str, object], platform: str, event: str) -> "Settings
     played = CLOUDS[platform].events[event]
     if played.advice is not None and played.advice not in wishes.act_on:
         raise ConfigError(f"--event {event} is advice, of which nobody is told; --act-on {played.advice} would tell")
+    if wishes.grace is not None and not 0 < wishes.grace <= LONGEST:
+        raise ConfigError(f"--grace {wishes.grace:g} cannot be rehearsed: seconds, more than 0 and at most {LONGEST:g}")
+    if wishes.lead <= 0 and played.grace is None:
+        raise ConfigError(f"--lead {wishes.lead:g} leaves no time between the notice and --event {event}")
     if wishes.grace is not None:
         return wishes
     return wishes.model_copy(update={"grace": wishes.lead + AHEAD if played.grace is None else played.grace})

@@ -87,12 +87,12 @@ def variables(platform: str, url: str) -> Mapping[str, str]:
 
 def table(platform: str, event: str, grace: float, url: str) -> Mapping[str, object]:
     """Return what the table ``[providers.NAME]`` says in this rehearsal, besides what the user has in it."""
-    seconds = max(grace, 0.001)  # an option of 0 s would be refused
     asking = shlex.join([sys.executable, "-m", "preemptd.rehearsal.asking", url])
     tables: Mapping[tuple[str, str], Mapping[str, object]] = {
         ("ec2", "scheduled"): {"scheduled_interval": SOON},
-        ("ec2", "lifecycle"): {"lifecycle": True, "lifecycle_s": seconds},
-        ("gce", "terminate"): {"notice_s": seconds},
+        ("ec2", "lifecycle"): {"lifecycle": True, "lifecycle_s": grace},
+        ("gce", "preempted"): {"preemption_notice_s": grace},
+        ("gce", "terminate"): {"notice_s": grace},
         ("gce", "upcoming"): {"upcoming_interval": SOON},
         ("http", "terminate"): {
             "url": f"{url}/leaving",

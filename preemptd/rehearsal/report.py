@@ -52,6 +52,18 @@ class Rehearsal:
     def exited(self) -> Line | None:
         return next(iter(self.of("exited")), None)
 
+    @property
+    def gives_no_time(self) -> bool:
+        """The machine goes with the notice, as with EC2's hibernation: there is no end to come before."""
+        return self.notice is not None and number(self.notice["grace"]) <= 0
+
+    @property
+    def ended(self) -> str:
+        """Say of the command that it has ended, and how soon."""
+        if self.notice is None or self.exited is None or not self.gives_no_time:
+            return "the command ended in time"
+        return f"the command ended {number(self.exited['mono']) - _observed(self.notice):.1f} s after the notice"
+
 
 def judge(rehearsal: Rehearsal) -> tuple[Verdict, str]:
     """Say what became of the work, and why we say so."""
@@ -66,18 +78,18 @@ def judge(rehearsal: Rehearsal) -> tuple[Verdict, str]:
     if any(line["step"] == "kill" for line in rehearsal.of("escalated")):
         left = f"the command still ran when the {rehearsal.grace:.0f} s were over, as the machine would not"
         return Verdict.LOST, left
-    return _by_files(rehearsal.written, exited["status"])
+    return _by_files(rehearsal, exited["status"])
 
 
-def _by_files(written: Sequence[Written] | None, status: object) -> tuple[Verdict, str]:
-    if written is None:
-        return Verdict.UNKNOWN, "the command ended in time; with --checkpoint-dir DIR we can see what it saved"
-    complete = [file for file in written if file.complete]
+def _by_files(rehearsal: Rehearsal, status: object) -> tuple[Verdict, str]:
+    if rehearsal.written is None:
+        return Verdict.UNKNOWN, f"{rehearsal.ended}; with --checkpoint-dir DIR we can see what it saved"
+    complete = [file for file in rehearsal.written if file.complete]
     if not complete:
-        return Verdict.LOST, "the command ended in time, but nothing new and complete lies in its --checkpoint-dir"
+        return Verdict.LOST, f"{rehearsal.ended}, but nothing new and complete lies in its --checkpoint-dir"
     if status in DIED:
         return Verdict.UNKNOWN, f"{complete[-1].path} was written, but the command died (status {status}): is it whole?"
-    return Verdict.SAVED, f"{complete[-1].path} was written after the notice, and the command ended in time"
+    return Verdict.SAVED, f"{complete[-1].path} was written after the notice, and {rehearsal.ended}"
 
 
 def render(rehearsal: Rehearsal) -> str:
@@ -92,7 +104,7 @@ def render(rehearsal: Rehearsal) -> str:
         ("W&B runs", [_marked(line) for line in rehearsal.of("marked")] or ["none found"]),
         ("timeline", list(_timeline(rehearsal))),
         ("written", _written(rehearsal)),
-        ("to spare", [_spare(rehearsal.exited)]),
+        ("to spare", [_spare(rehearsal)]),
         ("warnings", [str(line["text"]) for line in rehearsal.of("warning")]),
         ("verdict", [f"{verdict.value.upper()}: {why}"]),
     ]
@@ -105,6 +117,10 @@ def render(rehearsal: Rehearsal) -> str:
 
 
 def _rehearsed(rehearsal: Rehearsal) -> str:
+    if rehearsal.gives_no_time:
+        return (
+            f"{rehearsal.platform}: the machine goes with the notice; the rehearsal ends {rehearsal.grace:.0f} s later"
+        )
     if rehearsal.advice is None:
         return f"{rehearsal.platform}: {rehearsal.grace:.0f} s from the notice to the end of the machine"
     ahead = f"{rehearsal.platform}: {rehearsal.grace:.0f} s from the announcement to the end of the machine"
@@ -190,8 +206,10 @@ def _written(rehearsal: Rehearsal) -> list[str]:
     return entries[-10:] or ["nothing since the notice"]
 
 
-def _spare(exited: Line | None) -> str:
-    spare = exited and exited["spare"]
+def _spare(rehearsal: Rehearsal) -> str:
+    spare = rehearsal.exited and rehearsal.exited["spare"]
+    if rehearsal.gives_no_time and rehearsal.exited is not None:
+        return f"none is given: {rehearsal.ended}"
     if not isinstance(spare, (int, float)):
         return "no notice was open when the command ended"
     return f"{spare:.1f} s" if spare > 0 else f"none: the command outlived the deadline by {-spare:.1f} s"
