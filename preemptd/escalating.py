@@ -86,10 +86,10 @@ class Escalating:
 
     def revoke(self, event: NoticeRevoked) -> None:
         """Drop a notice that the platform took back; with the last one the escalation is over."""
-        self._advice.drop(event.event_id)
+        level = Level.ADVISE if self._advice.drop(event.event_id) else Level.ACT
         if self._without_escalation is Meaning.STOPPED:
             self._without_escalation = Meaning.PREEMPTED
-        self._parts.journal.write("revoked", provider=event.provider, event_id=event.event_id)
+        self._parts.journal.write("revoked", provider=event.provider, event_id=event.event_id, level=str(level))
         if self.current is not None:
             self.current = self.current.without(event.event_id, self._timers.now())
             if self.current is None:

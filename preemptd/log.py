@@ -179,6 +179,8 @@ def _webhook(line: Line) -> str:
     return f"the webhook is reached again, {line['lost']} messages were lost"
 
 
+_LEVELS = {"act": "notice", "advise": "advice"}
+
 _WORDS: Mapping[str, Callable[[Line], str]] = {
     "started": _started,
     "serving": lambda line: (
@@ -205,7 +207,7 @@ _WORDS: Mapping[str, Callable[[Line], str]] = {
     "waiting": lambda line: f"exit put off: {line['why']}",
     "restarted": lambda line: f"starts the command again ({line['number']} of {line['of']}): {line['why']}",
     "outlived": lambda line: f"{line['provider']} still announces what this machine has outlived: {line['kind']}",
-    "revoked": lambda line: f"{line['provider']} takes its notice back",
+    "revoked": lambda line: f"{line['provider']} takes its {_LEVELS[str(line['level'])]} back",
     "exited": lambda line: _exited(line) if line["told"] and line["status"] is not None else "",
     "settled": _settled,
     "let-go": lambda line: str(line["why"]),

@@ -95,10 +95,11 @@ def test_advice_with_a_date_tells_the_hook_of_it_once_though_it_is_said_again(tm
             ec2.announcement.deadline = (ec2.announcement.deadline or 0.0) - 1000.0  # it comes earlier: news, no event
             watch.await_line("advice", 2)
             ec2.announcement.revoke()
-            watch.await_line("revoked")
+            taken_back = watch.await_line("revoked")[0]
             ec2.announcement.announce()
             hooks(watch, "advice", 2)
 
+    assert taken_back["level"] == "advise"
     assert 2000 < int(told(tmp_path / "advice")["PREEMPTD_REMAINING"]) <= 3600
     assert (tmp_path / "count").read_text() == "\n\n"
 

@@ -218,6 +218,13 @@ def test_notices_that_are_open_together_are_one_entry_until_the_last_is_taken_ba
     assert (entry["event_id"], entry["kind"], entry["notices"], entry["end"]) == ("a", "stop", 2, "settled")
 
 
+def test_of_notices_that_are_open_together_the_one_that_ends_first_is_named() -> None:
+    first, sooner = notice("a", 1.0, kind="stop"), notice("b", 5.0, kind="preempt", grace=10.0)
+    (entry,) = story(first, sooner, notice("c", 6.0, grace=5.0, acted=False), SETTLED)
+
+    assert (entry["t"], entry["event_id"], entry["kind"], entry["grace"]) == (1.0, "b", "preempt", 14.0)
+
+
 def test_a_notice_that_came_with_the_end_counts_only_if_it_was_the_reason() -> None:
     late = notice("a", acted=False)
 

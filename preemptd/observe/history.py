@@ -10,13 +10,17 @@ Entry = Mapping[str, object]
 VERSION = 1
 LONGEST_COMMAND = 200
 MOST = 1e15
+SOONER = 0.5
+"""Seconds by which the end of another notice must come before that of the first, to be the one that is named."""
+_OF_A_NOTICE = ("event_id", "provider", "kind", "source")
 REQUEUED = re.compile(r"(^|; )requeued job ")
 
 
 class Story:
     """Follows one journal. An entry is returned whenever there is something in it that must not be lost.
 
-    The later one of the same ``id`` holds. One entry tells of all the notices that were open at the same time.
+    The later one of the same ``id`` holds. One entry tells of all the notices that were open at the same time, by the
+    name of the one that ends first.
     """
 
     def __init__(self, by: Entry) -> None:
@@ -71,19 +75,21 @@ class Story:
         entry = self._entry or {}
         self._open.add(str(line.get("event_id")))
         entry["notices"] = len(self._open)
-        if line.get("event_id") == entry["event_id"]:  # it may come again, when more is known
-            entry.update(kind=line.get("kind"), source=line.get("source"))
+        after = number(line.get("t")) - number(entry["t"])
+        grace = round(after + number(line.get("grace")), 1)
+        sooner = bool(line.get("acted")) and grace < number(entry["grace"]) - SOONER
+        if sooner or line.get("event_id") == entry["event_id"]:  # it may come again, when more is known
+            entry.update({name: line.get(name) for name in _OF_A_NOTICE}, grace=grace)
         return dict(entry)
 
     def _begin(self, line: Line) -> None:
         self._revoked = self._not_acted = None
         self._open = set()
-        names = ("event_id", "provider", "kind", "source", "grace")
         self._entry = {
             "v": VERSION,
             "id": f"{self._by.get('pid', 0)}.{line.get('t')}",
             "t": line.get("t"),
-            **{name: line.get(name) for name in names},
+            **{name: line.get(name) for name in (*_OF_A_NOTICE, "grace")},
             **self._job,
             "notices": 1,
             **dict.fromkeys(("marked", "not_marked", "told", "saved", "mended", "not_mended"), 0),
