@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from pydantic import ValidationError
 
 from preemptd.notices import Kind, Level
 from preemptd.provider import State, Surroundings, Watch
@@ -160,3 +161,8 @@ def test_a_server_that_answers_404_to_everything_takes_nothing_back(
     server.fault = None
     server.announcement.revoke()
     assert watch.observe().state is State.CLEAR
+
+
+def test_a_hooks_time_without_the_hook_is_a_mistake() -> None:
+    with pytest.raises(ValidationError, match="lifecycle_s says nothing without lifecycle = true"):
+        Ec2Options(lifecycle_s=600)

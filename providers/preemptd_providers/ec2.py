@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import ClassVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
@@ -38,6 +38,12 @@ class Ec2Options(Options):
     """What the Auto Scaling group wants of this instance is heard: its target state Terminated is a notice."""
     lifecycle_s: float | None = Field(default=None, gt=0, le=48 * 3600)
     """Seconds that the group's termination hook gives. None: ``--grace``."""
+
+    @model_validator(mode="after")
+    def _is_of_use(self) -> "Ec2Options":
+        if self.lifecycle_s is not None and not self.lifecycle:
+            raise ValueError("lifecycle_s says nothing without lifecycle = true")
+        return self
 
 
 class InstanceAction(BaseModel, strict=True, defer_build=True):
