@@ -35,7 +35,7 @@ from preemptd.provider import Surroundings
 from preemptd.registry import build, choose, installed, load, read_machine
 environ = dict(os.environ)
 choice = choose(load(installed(), ("ec2",)), ("ec2",), read_machine(environ))
-(watch,) = build(choice.chosen, {}, Surroundings(environ)).providers[0].watches()
+watch, *_ = build(choice.chosen, {}, Surroundings(environ)).providers[0].watches()
 def rss():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
 for _ in range(500):
