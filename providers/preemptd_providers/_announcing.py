@@ -8,7 +8,7 @@ from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Options, Surroundings
 from preemptd_providers._deadline_text import seconds_left
 
-BELIEVED_SECONDS = 30 * 86400.0  # a time further away is a mistake: less time is the safe thing to count with
+FURTHEST_SECONDS = 30 * 86400.0  # a time further away is a mistake: less time is the safe thing to count with
 SHOWN = 60
 """Characters of a text that cannot be read."""
 
@@ -55,8 +55,8 @@ class Announcer:
         left = seconds_left(text, now, zone)
         if left is None and text:
             self._complain(text, "neither a time nor a number of seconds")
-        if self._level is Level.ACT and left is not None and left > BELIEVED_SECONDS:
-            self._complain(text, f"more than {BELIEVED_SECONDS / 86400:.0f} days away")
+        if self._level is Level.ACT and left is not None and left > FURTHEST_SECONDS:
+            self._complain(text, f"more than {FURTHEST_SECONDS / 86400:.0f} days away")
             left = None
         return self._usual if left is None else left
 

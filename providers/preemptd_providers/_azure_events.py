@@ -8,15 +8,13 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from preemptd_providers._deadline_text import moment_of
+from preemptd_providers._deadline_text import BELIEVED_SECONDS, moment_of
 from preemptd_providers._metadata import Answer
 
 AT_ONCE = frozenset({"preempt", "terminate"})
 """What ends this machine for good; the others are maintenance, with a date to act at."""
 PAUSES = frozenset({"freeze"})
 """Seconds of standstill, after which all goes on."""
-BELIEVED_SECONDS = 3600.0
-"""Azure gives these 15 minutes at the most: a time further away is a mistake."""
 SOONEST = 30.0
 """Seconds that are counted with where an end has no time: those of a Preempt, the shortest."""
 ANYBODY = ""

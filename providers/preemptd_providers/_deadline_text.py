@@ -13,6 +13,9 @@ _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
 )
 _ZONE = re.compile(r"([+-])([0-9]{2}):([0-9]{2})")
+BELIEVED_SECONDS = 3600.0
+"""No cloud announces the end of a machine earlier than this: a time further away is a mistake, and less time is the
+safe thing to count with."""
 EPOCH_FROM = 10_000_000.0
 """A number as large as this is a moment in Unix seconds (from 1970-04-26 on), a smaller one is what is left."""
 

@@ -8,13 +8,12 @@ from datetime import datetime, timezone
 
 from pydantic import BaseModel, Field, ValidationError
 
-from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Observation
 from preemptd_providers._deadline_text import moment_of
-from preemptd_providers._identity import Identity
+from preemptd_providers._identity import ProvenWatch
 from preemptd_providers._imds import METADATA, Imds
-from preemptd_providers._metadata import Answer, MetadataWatch
+from preemptd_providers._metadata import Answer
 
 SELDOM_SECONDS = 5.0
 """Between two looks, as AWS recommends: three more keys are not to be three times the requests."""
@@ -48,7 +47,7 @@ class ScheduledEvent(BaseModel, strict=True, defer_build=True):
         return math.inf if moment is None else (moment - now).total_seconds()
 
 
-class SeldomWatch(MetadataWatch):
+class SeldomWatch(ProvenWatch):
     """A key that is absent, or says so, while there is nothing."""
 
     interval = SELDOM_SECONDS
@@ -56,31 +55,20 @@ class SeldomWatch(MetadataWatch):
     secondary = True
 
     def __init__(self, imds: Imds, provider: str, key: str) -> None:
-        super().__init__(f"{provider}:{key}", imds.client)
+        super().__init__(f"{provider}:{key}", imds.client, imds.identify)
         self._imds = imds
-        self._identity = Identity(imds.identify)
         self._provider = provider
         self._key = key
 
     def look(self) -> Observation:
-        try:
-            notice = self._look()
-        except ProviderError:
-            self._identity.doubt()
-            raise
-        if notice is None:
-            return Observation.clear()
-        self._identity.doubt()
-        return Observation.of(notice)
-
-    def _look(self) -> Notice | None:
         answer = self._imds.get(METADATA + self._key)
         if answer.status == 200:
-            return self.judge(answer)
+            notice = self.judge(answer)
+            return Observation.clear() if notice is None else Observation.of(notice)
         if answer.status != 404:
             raise answer.rejected()
-        self._identity.check()
-        return None
+        self.identity.check()
+        return Observation.clear()
 
     @abstractmethod
     def judge(self, answer: Answer) -> Notice | None:

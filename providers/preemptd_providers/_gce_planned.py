@@ -7,13 +7,12 @@ from datetime import datetime, timedelta, timezone
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Observation
-from preemptd_providers._deadline_text import moment_of
+from preemptd_providers._deadline_text import BELIEVED_SECONDS, moment_of
 from preemptd_providers._gce_server import FLAVOR, INSTANCE, POLL_INTERVAL, KeyWatch, Settings, is_google
 from preemptd_providers._metadata import Answer, Client, MetadataWatch
 
 OFF_SECONDS = 60.0
 """Between two looks where graceful shutdown is off, as Google's own agent does it."""
-BELIEVED_SECONDS = 3600.0  # Google grants no more: a time further away is a mistake
 REFUSALS = 3
 """503 is what stands there while nothing is planned, and also any server's trouble: so many take a plan back."""
 STOPPING = frozenset({"PENDING_STOP", "STOPPING"})

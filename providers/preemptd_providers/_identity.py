@@ -3,6 +3,9 @@
 import time
 from collections.abc import Callable
 
+from preemptd.provider import Observation, State
+from preemptd_providers._metadata import Client, MetadataWatch
+
 TRUSTED_SECONDS = 60.0
 
 
@@ -25,3 +28,21 @@ class Identity:
     def doubt(self) -> None:
         """Have it proven anew at the next `check`: a server that answers 404 to everything takes back no notice."""
         self._proven_at = None
+
+
+class ProvenWatch(MetadataWatch):
+    """A watch whose "nothing" counts only from a server that knows who this machine is."""
+
+    def __init__(self, name: str, client: Client, prove: Callable[[], None]) -> None:
+        """Make it; *prove* is that of `Identity`."""
+        super().__init__(name, client)
+        self.heard = "not asked yet"
+        """What became of the last look, for people."""
+        self.identity = Identity(prove)
+
+    def observe(self) -> Observation:
+        observation = super().observe()
+        if observation.state is not State.CLEAR:  # who was away may have become another one
+            self.identity.doubt()
+        self.heard = "answers" if observation.error is None else str(observation.error)
+        return observation

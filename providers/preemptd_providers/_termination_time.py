@@ -7,15 +7,14 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
-from preemptd_providers._identity import Identity
-from preemptd_providers._metadata import Answer, Client, MetadataWatch, load_http
+from preemptd_providers._deadline_text import BELIEVED_SECONDS
+from preemptd_providers._identity import ProvenWatch
+from preemptd_providers._metadata import Answer, Client, load_http
 from preemptd_providers._variables import checked_base
 
 WITHIN_SECONDS = 2.0
-BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
 
 
 class TerminationTimeOptions(Options):
@@ -77,37 +76,23 @@ class TerminationTimeProvider(Provider):
         self._watch.close()
 
 
-class TerminationTimeWatch(MetadataWatch):
+class TerminationTimeWatch(ProvenWatch):
     def __init__(self, cloud: TerminationTimeProvider, interval: float) -> None:
-        super().__init__(f"{cloud.name}:termination-time", Client((cloud.base,)))
+        super().__init__(f"{cloud.name}:termination-time", Client((cloud.base,)), self._identify)
         self.interval = interval
         self.notice_period = cloud.notice_seconds
-        self.heard = "not asked yet"
-        """What became of the last look, for people."""
         self._cloud = cloud
-        self._identity = Identity(self._identify)
 
     def look(self) -> Observation:
-        try:
-            observation = self._look()
-        except ProviderError as problem:
-            self._identity.doubt()  # who was away may have become another one
-            self.heard = str(problem)
-            raise
-        self.heard = "answers"
-        return observation
-
-    def _look(self) -> Observation:
         answer = self._cloud.ask(self.client, self._cloud.signal_path, WITHIN_SECONDS)
         if answer.status == 404:
-            self._identity.check()
+            self.identity.check()
             return Observation.clear()
         if answer.status != 200:
             raise answer.rejected()
         deadline = self._cloud.parse(answer.text)
         if deadline is None:
             raise answer.malformed("no time")
-        self._identity.doubt()
         return Observation.of(self._notice(answer, deadline))
 
     def _identify(self) -> None:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
-from preemptd_providers._deadline_text import rfc3339
+from preemptd_providers._deadline_text import BELIEVED_SECONDS, rfc3339
 from preemptd_providers._ec2_seldom import LifecycleWatch, RebalanceWatch, ScheduledWatch
-from preemptd_providers._identity import Identity
+from preemptd_providers._identity import ProvenWatch
 from preemptd_providers._imds import ENDPOINT, METADATA, Imds, Settings, is_true
 from preemptd_providers._metadata import Answer, MetadataWatch, load_http
 
@@ -20,7 +20,6 @@ INSTANCE_ACTION = METADATA + "spot/instance-action"
 TERMINATION_TIME = METADATA + "spot/termination-time"
 
 NOTICE_SECONDS = 120.0  # what AWS announces for terminate and stop
-BELIEVED_SECONDS = 3600.0  # a time further away is a mistake: less time is the safe thing to count with
 TERMINATION_TIME_SECONDS = 5.0  # the pause that AWS recommends between two looks at it
 PROBE_SECONDS = 0.9
 
@@ -53,28 +52,20 @@ class InstanceAction(BaseModel, strict=True, defer_build=True):
     time: str | None = None
 
 
-class SpotWatch(MetadataWatch):
+class SpotWatch(ProvenWatch):
     """``spot/instance-action``, and ``spot/termination-time`` where that knows more. Both tell of one event."""
 
     notice_period = NOTICE_SECONDS
 
     def __init__(self, imds: Imds, provider: str, interval: float) -> None:
-        super().__init__(f"{provider}:spot/instance-action", imds.client)
+        super().__init__(f"{provider}:spot/instance-action", imds.client, imds.identify)
         self.interval = interval
         self._imds = imds
         self._provider = provider
         self._termination_time_due = 0.0
-        self._identity = Identity(imds.identify)
         self._announced = False
 
     def look(self) -> Observation:
-        try:
-            return self._look()
-        except ProviderError:
-            self._identity.doubt()
-            raise
-
-    def _look(self) -> Observation:
         answer = self._imds.get(INSTANCE_ACTION)
         if answer.status == 200:
             return self._announce(parse_action(answer, self._provider))
@@ -83,13 +74,12 @@ class SpotWatch(MetadataWatch):
         notice = self._by_termination_time()
         if notice is not None:
             return self._announce(notice)
-        self._identity.check()
+        self.identity.check()
         self._announced = False
         return Observation.clear()
 
     def _announce(self, notice: Notice) -> Observation:
         self._announced = True
-        self._identity.doubt()
         return Observation.of(notice)
 
     def _by_termination_time(self) -> Notice | None:

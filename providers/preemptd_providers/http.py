@@ -7,12 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from preemptd.errors import ProviderError
 from preemptd.provider import Observation, Options, Provider, Surroundings, Watch
-from preemptd_providers._announcing import BELIEVED_SECONDS, Announcer, Announcing
+from preemptd_providers._announcing import FURTHEST_SECONDS, Announcer, Announcing
 from preemptd_providers._deadline_text import zone_of
-from preemptd_providers._identity import Identity
-from preemptd_providers._metadata import DETAIL_LIMIT, Answer, Client, MetadataWatch, load_http, public
+from preemptd_providers._identity import ProvenWatch
+from preemptd_providers._metadata import DETAIL_LIMIT, Answer, Client, load_http, public
 
 _URL = re.compile(
     r"(?P<base>http://(?:[^/?#@\s]*@)?(?:\[[0-9A-Fa-f:.]+(?:%25[\w.~-]+)?\]|[\w.~-]+)(?::(?P<port>[0-9]{1,5}))?)"
@@ -79,7 +78,7 @@ class HttpOptions(Announcing):
     """Its first group is a moment (ISO 8601, RFC 1123, Unix seconds), or the seconds that are left."""
     zone: Annotated[str, AfterValidator(_zone)] = "Z"
     """That of a moment that names none: ``+08:00``."""
-    notice_s: float = Field(default=30.0, gt=0, le=BELIEVED_SECONDS)
+    notice_s: float = Field(default=30.0, gt=0, le=FURTHEST_SECONDS)
     """Seconds that the source gives where it names no time."""
     interval: float = Field(default=5.0, ge=1.0, le=60.0)
     """Seconds between two looks."""
@@ -97,19 +96,16 @@ class HttpOptions(Announcing):
         return self
 
 
-class PageWatch(MetadataWatch):
+class PageWatch(ProvenWatch):
     name = "http:page"
 
     def __init__(self, options: HttpOptions, surroundings: Surroundings) -> None:
         base, self._path = _parted(options.url)
-        super().__init__(self.name, Client((base,)))
+        super().__init__(self.name, Client((base,)), self._identify)
         self.interval = options.interval
         self.notice_period = options.notice_s
-        self.heard = "not asked yet"
-        """What became of the last look, for people."""
         self._options = options
         self._announcer = Announcer("http", options, surroundings, options.notice_s)
-        self._identity = Identity(self._identify)
         base, self._identity_path = _parted(options.identity_url or options.url)
         self._identity_client = Client((base,))
 
@@ -118,30 +114,19 @@ class PageWatch(MetadataWatch):
         self._identity_client.close()
 
     def look(self) -> Observation:
-        try:
-            observation = self._look()
-        except ProviderError as problem:
-            self._identity.doubt()
-            self.heard = str(problem)
-            raise
-        self.heard = "answers"
-        return observation
-
-    def _look(self) -> Observation:
         wishes = self._options
         answer = self.client.ask("GET", self._path, wishes.headers, wishes.within)
         if answer.status == 200:
             return self._judge(answer)
         if answer.status != wishes.clear_status:
             raise answer.rejected()
-        self._identity.check()
+        self.identity.check()
         return Observation.clear()
 
     def _judge(self, answer: Answer) -> Observation:
         # (.*)end takes sixteen times as long for four times the text, and nothing else runs meanwhile: 12 s for 64 KiB.
         wishes, text = self._options, answer.detail
         if re.search(wishes.notice, text):
-            self._identity.doubt()
             left = self._left(text, answer.date or datetime.now(timezone.utc))
             return Observation.of(self._announcer.notice(public(wishes.url), answer.observed, left, text))
         if len(answer.text) > len(text):
