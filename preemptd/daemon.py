@@ -40,7 +40,7 @@ from preemptd.provider import Conclusion
 from preemptd.settling import Ending
 from preemptd.supervision import STOPS
 from preemptd.telling import Telling
-from preemptd.watching import Turn, Watching
+from preemptd.watching import BEFORE_THE_END, Turn, Watching
 
 PENDING_WITHIN = 0.3
 """Seconds in which watches that are certain to be at home may say before the start that a notice is pending: they
@@ -236,9 +236,9 @@ class Daemon:
             self._telling.agents.pass_on(event.signum, self._telling.selection)
         self._take_outcome(self._supervision.signal(event))
 
-    def settle(self, conclusion: Conclusion, budget: float, only: Turn | None = None) -> Sequence[str]:
+    def settle(self, conclusion: Conclusion, budget: float, turns: Sequence[Turn] = BEFORE_THE_END) -> Sequence[str]:
         """Have the providers do what only they can, as the last act; see `Watching.settle`."""
-        return self._watching.settle(conclusion, budget, only)
+        return self._watching.settle(conclusion, budget, turns)
 
     def outliving(self) -> Outliving:
         """After `run(stays=True)` and all else: what waits while a notice is open."""

@@ -171,15 +171,21 @@ class Conclusion:
     outcome: Outcome
     preempted: bool
     """It was told of a notice (or held back for one), is not done, and was not stopped by somebody."""
-    saved: bool = False
-    """All who were told have said that they have saved, or are done. If the provider `settles_last`, also: what
-    ``--on-saved`` and ``--on-exit`` run has ended well, and ``--sync`` has brought the last state away."""
+    unsaved: str = "nobody has said that it has saved"
+    """Why it is not *saved*, for people; empty: it is."""
     stuck: bool = False
     """Several preempted attempts in a row have saved nothing new: bringing it back once more helps nobody."""
-    unsaved: str = ""
-    """Why it is not *saved*, for people."""
     acted: frozenset[str] = frozenset()
     """Ids of the events, of all providers, that were open at the end and acted on: notices, and no mere advice."""
+
+    @property
+    def saved(self) -> bool:
+        """All who were told have said that they have saved, or are done.
+
+        If the provider `settles_last`, also: what ``--on-saved`` and ``--on-exit`` run has ended well, and ``--sync``
+        has brought the last state away.
+        """
+        return not self.unsaved
 
 
 class Watch(ABC):

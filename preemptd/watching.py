@@ -37,6 +37,9 @@ class Turn(Enum):
     """It may end this machine."""
 
 
+BEFORE_THE_END = (Turn.FIRST, Turn.THEN)
+
+
 class Watching:
     """Owns providers and pollers. Runs in the loop's thread."""
 
@@ -201,13 +204,13 @@ class Watching:
         }
         return self._at_once(asked, budget)
 
-    def settle(self, conclusion: Conclusion, budget: float, only: Turn | None = None) -> Sequence[str]:
+    def settle(self, conclusion: Conclusion, budget: float, turns: Sequence[Turn] = BEFORE_THE_END) -> Sequence[str]:
         """Let each provider do its last duty, all within *budget* seconds; return what was done.
 
-        Those come whose turn it is *only*. None: all but the last, one turn after the other.
+        They come one turn after the other, each provider once.
         """
         ends, done = time.monotonic() + budget, []
-        for turn in (Turn.FIRST, Turn.THEN) if only is None else (only,):
+        for turn in turns:
             left = max(min(SHORTEST_SETTLE, budget), ends - time.monotonic())
             asked = {
                 name: partial(self._settle, provider, conclusion, left)

@@ -331,7 +331,7 @@ class LetsGo(Acting):
     settles_last = True
 
 
-ENDED = Conclusion(Outcome(0), preempted=True, saved=True)
+ENDED = Conclusion(Outcome(0), preempted=True, unsaved="")
 
 
 def test_who_does_not_come_to_an_end_with_its_last_act_is_waited_for_no_longer_than_its_time() -> None:
@@ -363,9 +363,9 @@ def test_what_may_end_the_machine_comes_last_and_who_needs_time_first() -> None:
         "requeues": NeedsTime(lambda _: act("requeued", 0.2)),
     }
     with World(providers=providers) as world:
-        first = world.daemon.settle(ENDED, 5.0, Turn.FIRST)
+        first = world.daemon.settle(ENDED, 5.0, (Turn.FIRST,))
         then = world.daemon.settle(ENDED, 5.0)
-        last = world.daemon.settle(ENDED, 5.0, Turn.LAST)
+        last = world.daemon.settle(ENDED, 5.0, (Turn.LAST,))
     with World(providers=providers) as world:
         at_once = world.daemon.settle(ENDED, 5.0)
 

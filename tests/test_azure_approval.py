@@ -15,7 +15,7 @@ from tests.test_azure import announced, azure_at, later, planned, server
 __all__ = ["server"]
 
 ACTED = frozenset({"azure:preempt", "azure:terminate", "azure:freeze", "azure:levitate-A1", "azure:reboot-A1"})
-SAVED = Conclusion(Outcome(75), preempted=True, saved=True, acted=ACTED)
+SAVED = Conclusion(Outcome(75), preempted=True, unsaved="", acted=ACTED)
 
 
 def settled(
@@ -44,14 +44,14 @@ def test_what_was_saved_for_is_approved_if_we_were_asked_to(server: FaultyAzure,
 
 CONCLUSIONS = {
     "a normal end": (
-        Conclusion(Outcome(0), preempted=False, saved=True, acted=ACTED),
+        Conclusion(Outcome(0), preempted=False, unsaved="", acted=ACTED),
         "the command did not end as preempted",
     ),
     "nothing saved": (
         Conclusion(Outcome(1), preempted=True, unsaved="pid 7 is silent", acted=ACTED),
         "pid 7 is silent",
     ),
-    "nobody says why": (Conclusion(Outcome(1), preempted=True, acted=ACTED), "not everything is saved"),
+    "nobody says why": (Conclusion(Outcome(1), preempted=True, acted=ACTED), "nobody has said that it has saved"),
 }
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_approved_that_was_not_saved_for(server: FaultyAzure, conclus
 
 @pytest.mark.parametrize("type_", ["Preempt", "Reboot", "Freeze"])
 def test_nothing_is_approved_that_was_not_acted_on(server: FaultyAzure, type_: str) -> None:
-    others = Conclusion(Outcome(0), preempted=True, saved=True, acted=frozenset({"slurm:preempt", "azure:redeploy-A1"}))
+    others = Conclusion(Outcome(0), preempted=True, unsaved="", acted=frozenset({"slurm:preempt", "azure:redeploy-A1"}))
 
     assert (settled(server, {"EventType": type_}, others), server.approved) == ("", [])
 

@@ -5,14 +5,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from signal import Signals
 from typing import TYPE_CHECKING
 
 import preemptd
 from preemptd.cli import misspelt
 from preemptd.cli.environment import attempt_of, default_link, for_command, is_safe, passed_on, state_directory
 from preemptd.cli.jobs import Ended, Job, Made, Providers
-from preemptd.cli.observing import finish, observers
+from preemptd.cli.observing import Latecomers, finish, observers
 from preemptd.cli.resuming import look, resumption_of
 from preemptd.cli.rounds import not_again
 from preemptd.cli.saying import command_of, write_start
@@ -69,9 +68,9 @@ def run(job: Job) -> Ended:
             ended = _watch_over(job, journal, inbox, ledger)
         finally:
             ledger.close()
-        stops: list[int] = []
-        finish(journal, job.sinks, partial(_is_interrupted, inbox, stops))
-        _is_interrupted(inbox, stops)
+        late = Latecomers(inbox)
+        finish(journal, job.sinks, late.stopped)
+        stops = [event.signum for event in late.taken() if isinstance(event, SignalArrived) and event.signum in STOPS]
         if stops and ended.again is not None:
             journal.warn(not_again(stops[0]))
         return ended.with_stops(stops)
@@ -125,13 +124,6 @@ def _watch_over(job: Job, journal: Journal, inbox: Inbox, ledger: Ledger) -> End
         for part in (resumption, link, outer):
             if part is not None:
                 part.close()
-
-
-def _is_interrupted(inbox: Inbox, stops: list[int]) -> bool:
-    """Add to *stops* the stop signals that came when the loop had ended; say whether Ctrl-C is among them."""
-    events = iter(partial(inbox.get, 0.0), None)
-    stops += [event.signum for event in events if isinstance(event, SignalArrived) and event.signum in STOPS]
-    return Signals.SIGINT in stops
 
 
 def _attempt(job: Job, record: Record, before: int) -> int:

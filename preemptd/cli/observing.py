@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from signal import Signals
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from preemptd.cli.environment import passed_on, state_directory
 from preemptd.config import DaemonSettings, Settings
+from preemptd.events import Event, Inbox, SignalArrived
 from preemptd.journal import Journal, Sink
 from preemptd.observe.history_file import NAME, HistoryFile
 from preemptd.targets.reaping import Helpers, Shielded
@@ -79,6 +82,23 @@ def rest(journal: Journal, sinks: Sequence[Sink], stopped: Callable[[], bool]) -
     if resting:
         journal.flush(FLUSH_WITHIN, resting)
     return "; ".join(text for text in (sink.rest(stopped) for sink in resting) if text)
+
+
+class Latecomers:
+    """What comes in at the end, while `finish` or `rest` wait: the loop, which took it before, has ended."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._events: list[Event] = []
+
+    def taken(self) -> Sequence[Event]:
+        """Take what has come in; return all that has come so far."""
+        self._events += iter(partial(self._inbox.get, 0.0), None)
+        return self._events
+
+    def stopped(self) -> bool:
+        """Say whether Ctrl-C is among it: nothing is to be waited for any longer."""
+        return any(isinstance(event, SignalArrived) and event.signum is Signals.SIGINT for event in self.taken())
 
 
 def _hooks(settings: Settings, environ: Mapping[str, str], helpers: Helpers, journal: Journal) -> Sequence[Sink]:

@@ -9,12 +9,11 @@ import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
-from signal import Signals
 
 from preemptd.cli.job_nodes import nodes_of
 from preemptd.cli.jobs import Ended, Made
 from preemptd.cli.leaving import see_to_leftovers
-from preemptd.cli.observing import pulses_among, rest
+from preemptd.cli.observing import Latecomers, pulses_among, rest
 from preemptd.cli.restarting import may_restart, start_again
 from preemptd.cli.resuming import overheard
 from preemptd.cli.saying import write_end
@@ -22,7 +21,6 @@ from preemptd.cli.syncing import syncing_among
 from preemptd.config import Settings
 from preemptd.daemon import Daemon
 from preemptd.escalation import Killing, Timing
-from preemptd.events import Event, Inbox, SignalArrived
 from preemptd.ledger import Ledger, Record
 from preemptd.notices import Meaning
 from preemptd.observe.pulses import Pulses
@@ -69,7 +67,7 @@ def supervise(made: Made) -> Ended:
         settled = _settle(ending, settings, made.ledger, made.before)
         conclusion = _conclusion(ending, settled, why_unsaved(ending, elsewhere=nodes.reached))
         last_act = partial(daemon.settle, conclusion, SETTLE_BUDGET)
-        done = last_act(only=Turn.FIRST) if _is_urgent(made, ending) else ()
+        done = last_act(turns=(Turn.FIRST,)) if _is_urgent(made, ending) else ()
         _see_to_runs(made, roster, nodes, ending, settled)
         settled = _settle_parts(made, ending, settled, sync_until)
         write_end(made.journal, made.target.id, ending, settled, (*done, *last_act()))
@@ -85,7 +83,7 @@ def supervise(made: Made) -> Ended:
 
 def _conclusion(ending: Ending, settled: Settled, unsaved: str) -> Conclusion:
     preempted = settled.preempted or ending.held_back
-    return Conclusion(ending.outcome, preempted, not unsaved, settled.stuck, unsaved, ending.acted)
+    return Conclusion(ending.outcome, preempted, unsaved, settled.stuck, ending.acted)
 
 
 def _let_go(made: Made, daemon: Daemon, conclusion: Conclusion) -> None:
@@ -93,19 +91,12 @@ def _let_go(made: Made, daemon: Daemon, conclusion: Conclusion) -> None:
     if not any(provider.settles_last for provider in (*made.providers.certain.values(), *made.providers.candidates)):
         return
     made.resumption.close()
-    came: list[Event] = []
-    undone = rest(made.journal, made.job.sinks, partial(_is_interrupted, made.inbox, came))
-    _is_interrupted(made.inbox, came)
-    made.inbox.put_back(came)  # for those who ask next
-    unsaved = conclusion.unsaved or undone
-    for text in daemon.settle(replace(conclusion, saved=not unsaved, unsaved=unsaved), LET_GO_WITHIN, Turn.LAST):
+    late = Latecomers(made.inbox)
+    undone = rest(made.journal, made.job.sinks, late.stopped)
+    made.inbox.put_back(late.taken())  # for those who ask next
+    known = replace(conclusion, unsaved=conclusion.unsaved or undone)
+    for text in daemon.settle(known, LET_GO_WITHIN, (Turn.LAST,)):
         made.journal.write("let-go", why=text)
-
-
-def _is_interrupted(inbox: Inbox, came: list[Event]) -> bool:
-    """Add to *came* what has come in; say whether Ctrl-C is among it."""
-    came += iter(partial(inbox.get, 0.0), None)
-    return any(isinstance(event, SignalArrived) and event.signum is Signals.SIGINT for event in came)
 
 
 def _is_urgent(made: Made, ending: Ending) -> bool:

@@ -115,7 +115,7 @@ def _obstacle(announced: Announced, conclusion: Conclusion) -> str:
         (event.type in PAUSES, "the machine goes on after it"),
         (event.type not in APPROVED, "what it does is not known"),
         (not conclusion.preempted, "the command did not end as preempted"),
-        (not conclusion.saved, conclusion.unsaved or "not everything is saved"),
+        (not conclusion.saved, conclusion.unsaved),
         (machines != 1, f"it takes {machines} machines"),
         (not announced.certain, "which machine this is could not be learned"),
         (not event.EventId or event.EventStatus.lower() != "scheduled", "it cannot be read whole"),
