@@ -47,7 +47,7 @@ class Escalating:
             self._dismiss(notice)
             return
         if verdict is Verdict.ACT:
-            self._act(notice)
+            self._act(replace(notice, level=Level.ACT))  # advice whose time has come when it is first heard
             return
         if verdict is Verdict.ADVISE and self.current and notice.event_id in self.current.event_ids:
             self.revoke(NoticeRevoked(notice.provider, notice.provider, notice.event_id))  # it was put off

@@ -172,6 +172,10 @@ Event = (
 )
 
 
+LONGEST_WAIT = 86400.0
+"""Seconds for one poll(), which takes no more than 24 days."""
+
+
 class Inbox:
     """A deque with an eventfd for threads, a wake-up pipe for signals, and one poll() for the main thread.
 
@@ -214,9 +218,9 @@ class Inbox:
         """Take the oldest event; None after *timeout* seconds without one (None: wait for ever). Main thread only."""
         end = None if timeout is None else time.monotonic() + timeout
         while not self._events:
-            left = None if end is None else max(0.0, end - time.monotonic()) * 1000
-            ready = self._poll.poll(left)
-            if not ready:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            ready = self._poll.poll(None if left is None else min(left, LONGEST_WAIT) * 1000)
+            if not ready and left is not None and left <= LONGEST_WAIT:
                 return None
             for fd, _ in ready:
                 if fd == self._wakeup:

@@ -9,17 +9,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from types import NoneType
 
 from preemptd.errors import ProviderError
-from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.notices import PUT_OFF, STALE_AFTER, Kind, Level, Meaning, Notice
+from preemptd.events import Event
+from preemptd.news import News
+from preemptd.notices import Kind, Level, Meaning, Notice
 from preemptd.provider import Observation, State, Watch
 
-TIGHTENED = 10.0
-"""Seconds by which a deadline must move towards us to be news; some servers compute a new one at each GET."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 LONGEST_ASKED_PAUSE = 30.0
@@ -49,65 +47,6 @@ NOTICE_TYPES = {
     "killed_in": (int, float, NoneType),
     "irrevocable": (bool,),
 }
-
-
-class News:
-    """What is new in an observation, given those before it; pure."""
-
-    def __init__(self, watch: str) -> None:
-        self._watch = watch
-        self._open: Notice | None = None
-        self._outage: bool | None = None
-        self._has_been_clear = False
-
-    def take(self, observation: Observation) -> tuple[Event, ...]:
-        """Return the events that *observation* makes, the most urgent first."""
-        if observation.state is State.UNKNOWN:
-            began, self._outage = self._outage is not True, True
-            return (WatchChanged(self._watch, str(observation.error or "no reason given")),) if began else ()
-        events = self._arrived(observation.notice) if observation.notice else self._cleared()
-        if self._outage is not False:
-            events = (*events, WatchChanged(self._watch, None))
-        self._outage = False
-        return events
-
-    def _arrived(self, notice: Notice) -> tuple[Event, ...]:
-        before = self._open
-        if self._has_been_clear and notice.remaining is not None and notice.remaining < -STALE_AFTER:
-            # It has just come: one of the clocks is wrong, and not the news old. `--grace` counts.
-            notice = replace(notice, remaining=None)
-        if before and before.event_id == notice.event_id and not _is_news(before, notice):
-            return ()
-        self._open = notice
-        arrived = NoticeArrived(self._watch, notice)
-        if before is None or before.event_id == notice.event_id:
-            return (arrived,)
-        return arrived, self._revoked(before)  # in this order there is always an open notice: nobody breathes again
-
-    def _cleared(self) -> tuple[Event, ...]:
-        self._has_been_clear = True
-        before, self._open = self._open, None
-        return (self._revoked(before),) if before else ()
-
-    def _revoked(self, notice: Notice) -> NoticeRevoked:
-        return NoticeRevoked(self._watch, notice.provider, notice.event_id)
-
-
-def _is_news(before: Notice, now: Notice) -> bool:
-    if before.level is not now.level or before.final is not now.final or before.meaning is not now.meaning:
-        return True
-    if (before.killed_in is None) is not (now.killed_in is None) or before.irrevocable is not now.irrevocable:
-        return True
-    # A date that has passed, or cannot be read for once, is not put off.
-    ahead = now.remaining is not None and now.remaining > 0
-    if now.level is Level.ADVISE and ahead and _end(now) > _end(before) + PUT_OFF:
-        return True
-    return not now.already_sent <= before.already_sent or _end(now) < _end(before) - TIGHTENED
-
-
-def _end(notice: Notice) -> float:
-    """Return the end on the monotonic clock; an unknown end is later than any known one."""
-    return math.inf if notice.remaining is None else notice.observed + notice.remaining
 
 
 def back_off(failures: int, notice_period: float, asked: float | None) -> float:

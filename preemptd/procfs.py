@@ -160,6 +160,11 @@ def environ(pid: int) -> Mapping[str, str]:
     return {name: value for name, equals, value in pairs if equals}
 
 
+def boot_id() -> str:
+    """Name this boot, the same in every container of a machine; empty: the kernel does not say."""
+    return read("/proc/sys/kernel/random/boot_id").decode().strip()
+
+
 def machine_life() -> str:
     """Name the stretch of time in which (pid, start time) means one process: this boot, this pid namespace.
 
@@ -167,7 +172,7 @@ def machine_life() -> str:
     container: only the start time of its first process differs then. Parts that may not be read (ProcSubset=pid,
     hidepid) are a dash.
     """
-    boot = read("/proc/sys/kernel/random/boot_id").decode().strip() or "-"
+    boot = boot_id() or "-"
     try:
         namespace = str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from preemptd.errors import ProviderError
 from preemptd.model import Outcome
 from preemptd.notices import Kind, Level, Meaning, Notice
+from preemptd.sightings import NoSightings, Sightings
 
 __all__ = [
     "Commands",
@@ -162,6 +163,8 @@ class Surroundings:
     scripts: Commands | None = None
     """As `commands`, for what the user has written: in the user's environment, and the signals are ignored under SLURM
     alone. At `release` all that it has left is killed."""
+    sightings: Sightings = field(default_factory=NoSightings)
+    """Remembers when something was first announced, for sources that do not say it."""
 
 
 @dataclass(frozen=True, slots=True)

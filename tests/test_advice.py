@@ -160,6 +160,24 @@ def test_what_comes_seldom_and_is_not_answered_is_no_outage(tmp_path: Path) -> N
     assert (ended, "stop-state" in watch.err) == (75, False)
 
 
+def test_maintenance_that_is_first_heard_of_when_it_begins_is_a_notice_everywhere(tmp_path: Path) -> None:
+    with FaultyAzure() as azure:
+        azure.fields.update(EventType="Reboot", EventStatus="Started", NotBefore="")
+        options = ("--provider", "azure", "--on-advice", "touch advised", "--on-notice", "touch noticed")
+        env = {"PREEMPTD_AZURE_ENDPOINT": azure.url}
+        with Watch(tmp_path, trainer("USR1"), *options, env=env) as watch:
+            watch.await_said("ready")
+            azure.announcement.announce()
+            ended = watch.wait()
+
+    assert (ended, [line["level"] for line in watch.lines("notice")]) == (75, ["act"])
+    assert (watch.lines("advice"), (tmp_path / "advised").exists(), (tmp_path / "noticed").exists()) == (
+        [],
+        False,
+        True,
+    )
+
+
 def test_azure_may_begin_when_all_is_saved_if_the_command_line_says_so(tmp_path: Path) -> None:
     with FaultyAzure(grace=60.0) as azure:
         options = ("--provider", "azure", "--azure-approve")

@@ -13,7 +13,7 @@ from preemptd.errors import ConfigError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Found, Machine, Observation, State, Surroundings, Watch
 from preemptd.rehearsal.other_clouds import NAME
-from preemptd_providers._azure_watch import WITHIN_SECONDS
+from preemptd_providers._azure_watch import FIRST_SECONDS, WITHIN_SECONDS
 from preemptd_providers._deadline_text import moment_of
 from preemptd_providers.azure import CHASSIS, ENDPOINT, LONGEST_LIST, Azure, AzureOptions
 from tests.metadata_server import Exchange, Fault, FaultyAzure, body, hang, hang_up, raw, status
@@ -150,6 +150,14 @@ def test_of_several_events_what_is_acted_on_now_comes_first_and_a_pause_last(
     server.events = [FREEZE, *(other() for other in others)]
 
     assert notice_of(watch.observe()).event_id == f"azure:{first}"
+
+
+def test_a_maintenance_that_is_overdue_and_has_not_begun_is_due(server: FaultyAzure, watch: Watch) -> None:
+    """Azure says before when it does not begin, and not when it does."""
+    server.events = [planned("Redeploy", later(-400))]
+    notice = notice_of(watch.observe())
+
+    assert (notice.event_id, notice.remaining) == ("azure:redeploy-R", 0.0)
 
 
 def test_a_maintenance_that_is_put_off_is_another_event(server: FaultyAzure, watch: Watch) -> None:
@@ -360,6 +368,10 @@ def test_a_name_that_is_slow_to_come_takes_few_seconds_of_a_preemption(server: F
 
     assert (calm, seen.state) == (State.CLEAR, State.NOTICE)
     assert time.monotonic() - began < 0.5 * WITHIN_SECONDS
+
+
+def test_the_first_answer_may_take_the_two_minutes_that_azure_speaks_of() -> None:
+    assert FIRST_SECONDS >= 120
 
 
 @pytest.mark.slow

@@ -107,6 +107,16 @@ def test_of_several_events_the_next_one_counts(server: FaultyEc2, watch_of: Watc
     assert notice.remaining == pytest.approx(5 * 3600, abs=60)
 
 
+def test_an_event_that_goes_on_for_hours_hides_no_other(server: FaultyEc2, watch_of: WatchOf) -> None:
+    going_on, coming = event(EventId="on", NotBefore=in_hours(-1)), event(EventId="coming", NotBefore=in_hours(5))
+    seen = []
+    for listed in ([going_on, coming], [going_on]):
+        shows(server, *listed)
+        seen.append(noticed(watch_of(SCHEDULED).observe()).event_id)
+
+    assert seen == ["ec2:scheduled-coming", "ec2:scheduled-on"]
+
+
 def test_an_event_without_a_date_is_advice_for_good(server: FaultyEc2, watch_of: WatchOf) -> None:
     shows(server, event())
 
@@ -139,6 +149,21 @@ def test_a_group_that_wants_anything_else_is_none(server: FaultyEc2, watch_of: W
     assert watch_of(LIFECYCLE).observe().state is State.CLEAR
 
 
+@pytest.mark.parametrize("state", ["Detached", "Warmed:Stopped"])
+def test_who_wants_it_hears_of_other_states(server: FaultyEc2, state: str) -> None:
+    options = Ec2Options.model_validate({"lifecycle": True, "lifecycle_states": [state]})
+    provider = Ec2(options, Surroundings({ENDPOINT: server.url}))
+    watch = next(watch for watch in provider.watches() if watch.name == LIFECYCLE)
+    seen = []
+    for text in (state, "Terminated", "InService"):
+        server.fault, server.fault_on = body(text.encode()), "lifecycle-state"
+        seen.append(watch.observe())
+    provider.close()
+
+    assert (noticed(seen[0]).kind, noticed(seen[0]).level) == (Kind.STOP, Level.ACT)
+    assert [each.state for each in seen[1:]] == [State.CLEAR, State.CLEAR]
+
+
 @pytest.mark.parametrize("answer", [b"", b"terminated", b"<html>Terminated</html>"])
 def test_another_word_of_the_group_is_unknown(server: FaultyEc2, watch_of: WatchOf, answer: bytes) -> None:
     server.fault, server.fault_on = body(answer), "lifecycle-state"
@@ -163,6 +188,7 @@ def test_a_server_that_answers_404_to_everything_takes_nothing_back(
     assert watch.observe().state is State.CLEAR
 
 
-def test_a_hooks_time_without_the_hook_is_a_mistake() -> None:
-    with pytest.raises(ValidationError, match="lifecycle_s says nothing without lifecycle = true"):
-        Ec2Options(lifecycle_s=600)
+@pytest.mark.parametrize("wish", [{"lifecycle_s": 600}, {"lifecycle_states": ["Standby"]}])
+def test_a_wish_about_the_lifecycle_without_it_is_a_mistake(wish: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=f"{next(iter(wish))} says nothing without lifecycle = true"):
+        Ec2Options.model_validate(wish)

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 import pytest
 
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.poller import News, Poller
+from preemptd.news import News
+from preemptd.poller import Poller
 from preemptd.provider import State, Surroundings
 from preemptd.registry import installed, load
 from tests.every_provider import COMPUTE, SOURCES

@@ -137,6 +137,7 @@ def document(content: bytes) -> object:
 
 
 RFC_3339 = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)"
+ANY_ZONE = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)?"
 CHINESE = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 
 
@@ -232,7 +233,7 @@ ORACLES: Mapping[str, tuple[Callable[[bytes], Meaning], frozenset[int]]] = {
     "azure:scheduledevents": (scheduled_events, frozenset()),
     "alibaba:termination-time": (moment(RFC_3339), frozenset({404})),
     "tencent:termination-time": (moment(CHINESE), frozenset({404})),
-    "byteplus:termination-time": (moment(RFC_3339), frozenset({404})),
+    "byteplus:termination-time": (moment(ANY_ZONE), frozenset({404})),
     "http, two expressions": (flag, frozenset()),
     "http, a status": (lambda content: True if text(content)[:1] in set("0123456789") else None, frozenset({404})),
 }

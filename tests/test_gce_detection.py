@@ -154,7 +154,7 @@ WORDS = ["TRUE", "FALSE", "NONE", TERMINATE, MIGRATE]
 def test_no_other_text_is_a_value(content: bytes) -> None:
     answer = Answer("http://x", "GET", 200, {}, content, 1.0)
     settings = Settings.of({})
-    for watch in PreemptedWatch("gce", settings, None), MaintenanceWatch("gce", settings, 3600, 120):
+    for watch in PreemptedWatch("gce", settings, None), MaintenanceWatch("gce", settings, 3600, Surroundings({})):
         if answer.text in WORDS:
             continue
         with pytest.raises(ProviderError):

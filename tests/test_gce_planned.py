@@ -170,13 +170,34 @@ def test_maintenance_without_a_date_is_advice_for_good(server: FaultyGce, upcomi
     assert (notice.level, notice.remaining, notice.act_within) == (Level.ADVISE, None, None)
 
 
-def test_one_503_takes_no_plan_back_and_the_third_does(server: FaultyGce, upcoming: Watch) -> None:
+@pytest.mark.parametrize("nothing", ["503", "404", "an empty object"])
+def test_one_nothing_takes_no_plan_back_and_the_third_does(server: FaultyGce, upcoming: Watch, nothing: str) -> None:
     server.announcement.announce()
     planned = upcoming.observe().state
-    server.fault = status(503, GOOGLE)
+    server.fault = NOTHING[nothing]
 
     assert planned is State.NOTICE
     assert [upcoming.observe().state for _ in range(4)] == [State.UNKNOWN, State.UNKNOWN, State.CLEAR, State.CLEAR]
+
+
+@pytest.mark.parametrize("nothing", ["NONE", "NONE in JSON", "nothing yet"])
+def test_what_says_that_nothing_is_planned_takes_it_back_at_once(
+    server: FaultyGce, upcoming: Watch, nothing: str
+) -> None:
+    server.announcement.announce()
+    planned = upcoming.observe().state
+    server.fault = NOTHING[nothing]
+
+    assert (planned, upcoming.observe().state) == (State.NOTICE, State.CLEAR)
+
+
+def test_one_404_takes_no_stop_back_and_the_third_does(server: FaultyGce, stop: Watch) -> None:
+    server.announcement.announce()
+    announced = stop.observe().state
+    server.fault = status(404, GOOGLE)
+
+    assert announced is State.NOTICE
+    assert [stop.observe().state for _ in range(4)] == [State.UNKNOWN, State.UNKNOWN, State.CLEAR, State.CLEAR]
 
 
 def test_a_503_between_two_looks_at_a_plan_does_not_count_towards_the_next(server: FaultyGce, upcoming: Watch) -> None:

@@ -101,6 +101,8 @@ DEADLINES = {
     "Unix seconds": ("2000000090", "Z"),
     "HTTP's form": ("Wed, 18 May 2033 03:34:50 GMT", "Z"),
     "without a zone": ("2033-05-18 11:34:50", "+08:00"),
+    "HTTP's form without a zone": ("18 May 2033 11:34:50", "+08:00"),
+    "an e-mail's form": ("Wed, 18 May 2033 11:34:50 +0800", "Z"),
 }
 
 
@@ -113,8 +115,10 @@ def test_a_deadline_goes_by_the_servers_clock_and_has_the_usual_forms(page: Page
     assert notice.remaining == 90.0
 
 
-def test_a_notice_without_a_readable_time_counts_with_what_the_source_gives(page: Page) -> None:
-    page.pages["/"] = Reply(200, b"end: soon")
+@pytest.mark.parametrize("end", ["soon", "Wed, 18 May 2033 11:34:50 CST", "18 May 2033 04:34:50 CET"])
+def test_a_notice_without_a_readable_time_counts_with_what_the_source_gives(page: Page, end: str) -> None:
+    """CST is a zone of China's, and one of the United States'."""
+    page.pages["/"] = Reply(200, f"end: {end}".encode())
     watch = watch_of(url=page.url, notice="end", clear="none", deadline="end: (.*)", notice_s=45)
 
     assert notice_of(look(watch)).remaining == 45.0

@@ -57,6 +57,12 @@ def test_many_wake_ups_that_say_nothing_do_not_shorten_the_wait(inbox: Inbox) ->
     assert time.monotonic() - began >= 0.05
 
 
+def test_one_may_wait_for_longer_than_the_kernel_counts(inbox: Inbox) -> None:
+    threading.Timer(0.05, inbox.put, [MarkingDone(1)]).start()
+
+    assert inbox.get(60 * 86400.0) == MarkingDone(1)
+
+
 def test_an_event_from_a_thread_ends_the_wait(inbox: Inbox) -> None:
     timer = threading.Timer(0.05, inbox.put, [MarkingDone(1)])
     timer.start()

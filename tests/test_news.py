@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
+from preemptd.news import News
 from preemptd.notices import Kind, Level, Notice
-from preemptd.poller import News, back_off
+from preemptd.poller import back_off
 from preemptd.provider import Observation, State
 
 CLEAR = Observation.clear()
@@ -113,6 +114,21 @@ def word(event: Event) -> str:
             id="nor is one that is under way",
         ),
         pytest.param(
+            [notice(remaining=-900.0), notice(observed=1060.0, remaining=-960.0), notice(observed=1120.0)],
+            [["+stand:1", "up"], [], ["-stand:1", "+stand:1"]],
+            id="a time to come in the place of one that is long past is another event",
+        ),
+        pytest.param(
+            [notice(), DOWN, notice(observed=5000.0), notice(observed=5001.0)],
+            [["+stand:1", "up"], ["down"], ["-stand:1", "+stand:1", "up"], []],
+            id="also if it was acted on, hours ago",
+        ),
+        pytest.param(
+            [notice(observed=1000.0 + 60 * n) for n in range(12)],
+            [["+stand:1", "up"], *[[]] * 11],
+            id="a time that rolls on for long is none",
+        ),
+        pytest.param(
             [notice(), notice(final=True), notice(final=True)],
             [["+stand:1", "up"], ["+stand:1"], []],
             id="that the machine goes now is news",
@@ -141,6 +157,16 @@ def test_an_end_that_is_long_past_is_believed_of_what_may_be_old(
     (arrived,) = [event for event in events if isinstance(event, NoticeArrived)]
 
     assert arrived.notice.remaining == left
+
+
+def test_maintenance_that_has_just_come_with_a_date_long_past_is_under_way() -> None:
+    news, advised = News("stand:key"), advice(remaining=-400.0, act_within=120.0)
+    news.take(CLEAR)
+    arrived = news.take(advised)[0]
+
+    assert isinstance(arrived, NoticeArrived)
+    assert (arrived.notice.level, arrived.notice.remaining) == (Level.ACT, None)
+    assert news.take(advised) == ()
 
 
 def test_an_outage_says_what_came_back_and_a_revocation_whose_it_is() -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -14,7 +14,7 @@ from preemptd.rehearsal.serving import MetadataServer
 from preemptd_providers.alibaba import Alibaba
 from preemptd_providers.byteplus import BytePlus
 from preemptd_providers.tencent import Tencent
-from tests.metadata_server import Fault, FaultyAlibaba, FaultyBytePlus, FaultyTencent, body, hang, status
+from tests.metadata_server import Fault, FaultyAlibaba, FaultyBytePlus, FaultyTencent, body, hang, raw, status
 
 Server = FaultyAlibaba | FaultyTencent | FaultyBytePlus
 
@@ -173,6 +173,26 @@ RFC_3339 = ["2030-01-01T08:22:00Z", "2030-01-01T08:22:00.000Z", "2030-01-01T16:2
 @pytest.mark.parametrize("provider", [Alibaba, BytePlus])
 def test_a_time_may_have_a_fraction_and_another_zone(provider: type[Alibaba] | type[BytePlus], text: str) -> None:
     assert provider.parse(text) == datetime(2030, 1, 1, 8, 22, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("text", ["2030-01-01T08:22:00", "2030-01-01 08:22:00"])
+def test_a_time_of_byteplus_that_names_no_zone_is_in_utc(text: str) -> None:
+    assert BytePlus.parse(text) == datetime(2030, 1, 1, 8, 22, tzinfo=timezone.utc)
+
+
+def test_without_the_servers_clock_there_is_never_more_time_than_the_cloud_gives(cloud: Cloud, server: Server) -> None:
+    """Ours may be slow."""
+    provider = provider_at(cloud, server)
+    (watch,) = provider.watches()
+    end = datetime.now(timezone(timedelta(hours=8 if cloud.provider is Tencent else 0))) + timedelta(minutes=25)
+    text = end.strftime("%Y-%m-%d %H:%M:%S" if cloud.provider is Tencent else "%Y-%m-%dT%H:%M:%SZ").encode()
+    server.fault = raw(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+    server.fault_on = "time"
+    notice = watch.observe().notice
+    provider.close()
+
+    assert notice is not None
+    assert notice.remaining == cloud.provider.notice_seconds
 
 
 def test_the_variable_is_the_place(cloud: Cloud) -> None:

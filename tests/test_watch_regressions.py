@@ -132,3 +132,17 @@ def test_that_another_users_process_cannot_be_told_is_said_once(tmp_path: Path) 
 
     assert journal.read_text().count("was refused") == 1
     assert status == 137
+
+
+def test_an_old_time_that_lay_there_does_not_hide_the_next_interruption(tmp_path: Path) -> None:
+    """EC2 leaves that of an interruption that did not come; the next one is written over it."""
+    with FaultyEc2(grace=-900.0) as ec2:
+        ec2.announcement.announce()
+        with Watch(tmp_path, trainer("USR1"), env=on_ec2(ec2)) as watch:
+            watch.await_said("ready")
+            watch.await_line("notice")
+            ec2.announcement.deadline = time.time() + 120
+            ended = watch.wait()
+
+    assert [line["acted"] for line in watch.lines("notice")] == [False, True]
+    assert (len(watch.lines("told")), ended) == (1, 75)

@@ -24,11 +24,12 @@ from preemptd.journal_file import JournalFile
 from preemptd.ledger import JobLedger, Ledger, NoLedger, Record
 from preemptd.link.server import Server
 from preemptd.log import Log
-from preemptd.procfs import Tree, machine_life
+from preemptd.procfs import Tree, boot_id, machine_life
 from preemptd.provider import Requeue, Surroundings
 from preemptd.registry import EXPECTED, build, check_tables, choose, installed, load, read_machine
 from preemptd.resumption.keeper import NoResumption, Resumption
 from preemptd.resumption.record import job_name
+from preemptd.sightings import NoSightings, SightingFiles, Sightings
 from preemptd.supervision import STOPS, Supervision, signals_to_catch
 from preemptd.targets.attached import Attached
 from preemptd.targets.child import Child
@@ -176,6 +177,7 @@ def providers_of(job: Job, attempt: int, began: float, journal: Journal) -> Prov
         Shielded(job.helpers),
         journal.warn,
         Scripts(of_the_user(job.helpers, job.environ), passed_on(job.environ)),
+        _sightings(job),
     )
     built = build(choice.chosen, settings.tables, surroundings)
     candidates = build(choice.to_probe, settings.tables, surroundings)
@@ -185,6 +187,12 @@ def providers_of(job: Job, attempt: int, began: float, journal: Journal) -> Prov
             journal.write("provider", provider=name, state="left-out", why=why)
     reasons = {chosen.provider.name: chosen.why for chosen in choice.chosen}
     return Providers({provider.name: provider for provider in built.providers}, reasons, candidates.providers)
+
+
+def _sightings(job: Job) -> Sightings:
+    if job.platform_environ is not None:  # what is rehearsed is seen by nobody
+        return NoSightings()
+    return SightingFiles(state_directory(job.environ, job.settings.state_dir), boot_id())
 
 
 def link_of(job: Job, inbox: Inbox, journal: Journal, attempt: int, name: str | None) -> Server | None:

@@ -137,6 +137,8 @@ def plan(event: Event, answer: Answer) -> Planned:
     if deadline is None:
         return Planned(event, None, None)
     remaining = (deadline - (answer.date or datetime.now(timezone.utc))).total_seconds()
+    if event.is_maintenance:  # it comes not before its time, and may come long after: until it has begun it is due
+        remaining = max(0.0, remaining)
     is_believed = remaining <= BELIEVED_SECONDS or event.type not in AT_ONCE
     return Planned(event, remaining if is_believed else None, deadline)
 

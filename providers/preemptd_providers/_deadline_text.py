@@ -7,7 +7,10 @@ from datetime import datetime, timedelta, timezone
 _SECONDS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
 _FRACTION = re.compile(r"[.,][0-9]{1,9}(?=Z|[+-]|$)")  # nanoseconds are too much for Python 3.10, and for anybody
 _OFFSET = re.compile(r"(?<=:[0-9]{2})([+-][0-9]{2}):?([0-9]{2})?$")  # Python 3.10 knows +01:00 alone
-_NAMED_MONTH = re.compile(r"(?:[A-Z][a-z]{2}, )?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} .{8,}")
+_NAMED_MONTH = re.compile(
+    r"(?:[A-Z][a-z]{2}, )?[0-9]{1,2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8}(?: (?:GMT|UTC|UT|Z|[+-][0-9]{4}))?"
+)
+# No other names of zones: CST is one of China's as well as of the United States.
 _DATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*")  # Python 3.11 takes 1793120100123 for a day of the year 1793
 _RFC3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:Z|[+-][0-9]{2}:[0-9]{2})"

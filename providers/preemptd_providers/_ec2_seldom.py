@@ -2,13 +2,14 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from typing import Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from preemptd.notices import Kind, Level, Notice
+from preemptd.notices import STALE_AFTER, Kind, Level, Notice
 from preemptd.provider import Observation
 from preemptd_providers._deadline_text import moment_of
 from preemptd_providers._identity import ProvenWatch
@@ -19,8 +20,10 @@ SELDOM_SECONDS = 5.0
 """Between two looks, as AWS recommends: three more keys are not to be three times the requests."""
 NOTICE_SECONDS = 120.0
 _OVER = frozenset({"canceled", "completed"})
-_GOING = frozenset({"Terminated", "Warmed:Terminated"})
-_STAYING = frozenset({"InService", "Detached", "Standby", "Warmed:Running", "Warmed:Stopped", "Warmed:Hibernated"})
+Leaving = Literal["Terminated", "Warmed:Terminated", "Warmed:Stopped", "Warmed:Hibernated", "Detached", "Standby"]
+GOING: tuple[Leaving, ...] = ("Terminated", "Warmed:Terminated")
+"""Target states of an Auto Scaling group that end this machine for good."""
+_STATES = frozenset({*get_args(Leaving), "InService", "Warmed:Running"})
 
 
 class Rebalance(BaseModel, strict=True, defer_build=True):
@@ -102,7 +105,7 @@ class RebalanceWatch(SeldomWatch):
 
 
 class ScheduledWatch(SeldomWatch):
-    """Reboots, retirements and maintenance that are planned days ahead; the next one counts."""
+    """Reboots, retirements and maintenance, planned days ahead; the next one counts, then one that has begun."""
 
     def __init__(self, imds: Imds, provider: str, interval: float, lead: float) -> None:
         super().__init__(imds, provider, "events/maintenance/scheduled")
@@ -117,7 +120,10 @@ class ScheduledWatch(SeldomWatch):
                 raise answer.malformed("an event that cannot be read")
             return None
         now = answer.date or datetime.now(timezone.utc)
-        left, event = min(((event.left(now), event) for event in events), key=lambda pair: pair[0])
+        # One that has begun may go on for hours, and stay listed: it hides no other one that comes.
+        left, event = min(
+            ((event.left(now), event) for event in events), key=lambda pair: (pair[0] < -STALE_AFTER, pair[0])
+        )
         known = None if math.isinf(left) else left
         notice = self.notice(answer, f"scheduled-{event.EventId}", Kind.MAINTENANCE, Level.ADVISE, known)
         return replace(
@@ -130,16 +136,18 @@ class LifecycleWatch(SeldomWatch):
 
     secondary = False  # who asked for it wants to know that it is not heard
 
-    def __init__(self, imds: Imds, provider: str, seconds: float | None) -> None:
+    def __init__(self, imds: Imds, provider: str, states: Collection[str], seconds: float | None) -> None:
         super().__init__(imds, provider, "autoscaling/target-lifecycle-state")
+        self._states = states
         self._seconds = seconds
 
     def judge(self, answer: Answer) -> Notice | None:
-        if answer.text in _STAYING:
-            return None
-        if answer.text not in _GOING:
+        if answer.text not in _STATES:
             raise answer.malformed("not a lifecycle state")
-        return self.notice(answer, "lifecycle", Kind.TERMINATE, Level.ACT, self._seconds)
+        if answer.text not in self._states:
+            return None
+        kind = Kind.TERMINATE if answer.text in GOING else Kind.STOP
+        return self.notice(answer, "lifecycle", kind, Level.ACT, self._seconds)
 
 
 def _events(answer: Answer) -> tuple[Sequence[ScheduledEvent], bool]:

@@ -14,7 +14,8 @@ from preemptd_providers._metadata import Answer, Client, MetadataWatch
 OFF_SECONDS = 60.0
 """Between two looks where graceful shutdown is off, as Google's own agent does it."""
 REFUSALS = 3
-"""503 is what stands there while nothing is planned, and also any server's trouble: so many take a plan back."""
+"""404, 503 and {} stand there while nothing is planned, and also in any server's trouble: so many in a row take an
+announcement back."""
 STOPPING = frozenset({"PENDING_STOP", "STOPPING"})
 RUNNING = frozenset({"UNSPECIFIED", "STOP_STATE_UNSPECIFIED", "UNKNOWN"})
 
@@ -25,6 +26,22 @@ _STATES = ("maintenanceStatus", "maintenance_status")
 _NOTHING_YET = "no notifications have been received yet"
 
 
+class Announced:
+    """Whether something is announced, and how often in a row there was but nothing in its place."""
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._nothing = 0
+
+    def take(self, announced: bool) -> None:
+        self._is_open, self._nothing = announced, 0
+
+    def is_doubtful(self) -> bool:
+        """Count a nothing; say whether it is too early to believe it."""
+        self._nothing += 1
+        return self._is_open and self._nothing < REFUSALS
+
+
 class StopWatch(KeyWatch):
     """``instance/shutdown-details/stop-state``: graceful shutdown, where it is on, gives up to an hour."""
 
@@ -32,13 +49,15 @@ class StopWatch(KeyWatch):
 
     def __init__(self, provider: str, settings: Settings) -> None:
         super().__init__(provider, "shutdown-details/stop-state", settings)
+        self._announced = Announced()
 
     def judge(self, answer: Answer) -> Observation:
         self.interval = POLL_INTERVAL
+        if answer.text not in STOPPING | RUNNING:
+            raise answer.malformed("not a stop state")
+        self._announced.take(answer.text in STOPPING)
         if answer.text in RUNNING:
             return Observation.clear()
-        if answer.text not in STOPPING:
-            raise answer.malformed("not a stop state")
         deadline = self._deadline() if answer.text == "PENDING_STOP" else None
         left = None if deadline is None else (deadline - (answer.date or datetime.now(timezone.utc))).total_seconds()
         if left is not None and left > BELIEVED_SECONDS:
@@ -60,6 +79,8 @@ class StopWatch(KeyWatch):
     def judge_absence(self, answer: Answer) -> Observation:
         if answer.status != 404 or not is_google(answer):
             raise answer.rejected()
+        if self._announced.is_doubtful():
+            raise answer.rejected(" while a stop is announced")
         self.interval = OFF_SECONDS
         return Observation.clear()
 
@@ -92,8 +113,7 @@ class UpcomingWatch(MetadataWatch):
         self._provider = provider
         self._within = settings.within
         self._lead = lead
-        self._planned = False
-        self._refusals = 0
+        self._announced = Announced()
 
     def look(self) -> Observation:
         path = f"{INSTANCE}upcoming-maintenance/?alt=json&recursive=true"
@@ -102,19 +122,19 @@ class UpcomingWatch(MetadataWatch):
             raise answer.rejected()
         if not is_google(answer):
             raise answer.malformed("without Metadata-Flavor: Google; something else answers for the metadata server")
-        self._refusals = self._refusals + 1 if answer.status == 503 else 0
-        if self._planned and 0 < self._refusals < REFUSALS:
-            raise answer.rejected(" while a maintenance is planned")
-        notice = self._judge(answer) if answer.status == 200 else None
-        self._planned = notice is not None
+        known = _unwrapped(answer) if answer.status == 200 else {}
+        if known == {}:
+            if self._announced.is_doubtful():
+                raise answer.rejected(" while a maintenance is planned")
+            return Observation.clear()
+        if known is None or str(known.get("error", "")).startswith(_NOTHING_YET):
+            notice = None
+        else:
+            notice = self._notice(known, answer)
+        self._announced.take(notice is not None)
         return Observation.clear() if notice is None else Observation.of(notice)
 
-    def _judge(self, answer: Answer) -> Notice | None:
-        if answer.text in ("NONE", '"NONE"'):
-            return None
-        known = _unwrapped(answer)
-        if known == {} or str(known.get("error", "")).startswith(_NOTHING_YET):
-            return None
+    def _notice(self, known: Mapping[str, object], answer: Answer) -> Notice:
         start = moment_of(_first(known, _STARTS), timezone.utc)
         state = _first(known, _STATES)
         if start is None and not state:
@@ -134,8 +154,13 @@ class UpcomingWatch(MetadataWatch):
         )
 
 
-def _unwrapped(answer: Answer) -> Mapping[str, object]:
-    """Read the document, which some machines show inside of another: ``{"Upcoming maintenance": {...}}``."""
+def _unwrapped(answer: Answer) -> Mapping[str, object] | None:
+    """Read the document, which some machines show inside of another: ``{"Upcoming maintenance": {...}}``.
+
+    None: there is none.
+    """
+    if answer.text in ("NONE", '"NONE"'):
+        return None
     document = answer.json
     if isinstance(document, dict) and len(document) == 1:
         (inner,) = document.values()

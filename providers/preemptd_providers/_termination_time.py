@@ -102,6 +102,8 @@ class TerminationTimeWatch(ProvenWatch):
 
     def _notice(self, answer: Answer, deadline: datetime) -> Notice:
         left = (deadline - (answer.date or datetime.now(timezone.utc))).total_seconds()
+        if answer.date is None:  # our own clock may be slow
+            left = min(left, self._cloud.notice_seconds)
         return Notice(
             provider=self._cloud.name,
             event_id=f"{self._cloud.name}:terminate",

@@ -16,4 +16,4 @@ class BytePlus(TerminationTimeProvider):
 
     @staticmethod
     def parse(text: str) -> datetime | None:
-        return rfc3339(text)
+        return rfc3339(text) or rfc3339(text.replace(" ", "T") + "Z")  # its pages say: a time in UTC

@@ -11,7 +11,7 @@ from preemptd.errors import ProviderError
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
 from preemptd_providers._deadline_text import BELIEVED_SECONDS, rfc3339
-from preemptd_providers._ec2_seldom import LifecycleWatch, RebalanceWatch, ScheduledWatch
+from preemptd_providers._ec2_seldom import GOING, Leaving, LifecycleWatch, RebalanceWatch, ScheduledWatch
 from preemptd_providers._identity import ProvenWatch
 from preemptd_providers._imds import ENDPOINT, METADATA, Imds, Settings, is_true
 from preemptd_providers._metadata import Answer, MetadataWatch, load_http
@@ -34,14 +34,17 @@ class Ec2Options(Options):
     scheduled_interval: float = Field(default=60.0, ge=1.0, le=3600.0)
     """Seconds between two looks for maintenance that is planned."""
     lifecycle: bool = False
-    """What the Auto Scaling group wants of this instance is heard: its target state Terminated is a notice."""
+    """What the Auto Scaling group wants of this instance is heard."""
+    lifecycle_states: tuple[Leaving, ...] = Field(default=GOING, min_length=1)
+    """The target states that are a notice."""
     lifecycle_s: float | None = Field(default=None, gt=0, le=48 * 3600)
     """Seconds that the group's termination hook gives. None: ``--grace``."""
 
     @model_validator(mode="after")
     def _is_of_use(self) -> "Ec2Options":
-        if self.lifecycle_s is not None and not self.lifecycle:
-            raise ValueError("lifecycle_s says nothing without lifecycle = true")
+        for name in ("lifecycle_s", "lifecycle_states"):
+            if name in self.model_fields_set and not self.lifecycle:
+                raise ValueError(f"{name} says nothing without lifecycle = true")
         return self
 
 
@@ -119,7 +122,7 @@ class Ec2(Provider):
             ScheduledWatch(Imds(settings), self.name, wishes.scheduled_interval, surroundings.lead),
         ]
         if wishes.lifecycle:
-            self._watches.append(LifecycleWatch(Imds(settings), self.name, wishes.lifecycle_s))
+            self._watches.append(LifecycleWatch(Imds(settings), self.name, wishes.lifecycle_states, wishes.lifecycle_s))
 
     @classmethod
     def detect(cls, machine: Machine) -> Detection | None:

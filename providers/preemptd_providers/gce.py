@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from preemptd.errors import ProviderError
-from preemptd.notices import Kind, Level, Notice
+from preemptd.notices import STALE_AFTER, Kind, Level, Notice
 from preemptd.provider import Detection, Found, Machine, Observation, Options, Provider, Surroundings, Watch
 from preemptd_providers._gce_planned import StopWatch, UpcomingWatch
 from preemptd_providers._gce_server import FLAVOR, HOST_VARIABLES, IP_VARIABLE, KeyWatch, Settings, is_google
@@ -64,30 +64,36 @@ class MaintenanceWatch(KeyWatch):
 
     notice_period = 60.0
 
-    def __init__(self, provider: str, settings: Settings, notice_s: float, lead: float) -> None:
+    def __init__(self, provider: str, settings: Settings, notice_s: float, surroundings: Surroundings) -> None:
         super().__init__(provider, "maintenance-event", settings)
         self._notice_s = notice_s
-        self._lead = lead
+        self._lead = surroundings.lead
+        self._sightings = surroundings.sightings
         self._terminate_seen: float | None = None
 
     def judge(self, answer: Answer) -> Observation:
         value = answer.text
         if value == "TERMINATE_ON_HOST_MAINTENANCE":
             if self._terminate_seen is None:
-                self._terminate_seen = answer.observed
+                standing = self._notice_s + STALE_AFTER
+                self._terminate_seen = self._sightings.since(self._id("terminate"), answer.observed, standing)
             remaining = self._notice_s - (answer.observed - self._terminate_seen)
             return Observation.of(self._notice(answer, Kind.MAINTENANCE, "terminate", remaining))
         if value not in ("NONE", "MIGRATE_ON_HOST_MAINTENANCE"):
             raise answer.malformed("not a maintenance event")
         self._terminate_seen = None
+        self._sightings.forget(self._id("terminate"))
         if value == "NONE":
             return Observation.clear()
         return Observation.of(self._notice(answer, Kind.MIGRATE, "migrate", None))
 
+    def _id(self, what: str) -> str:
+        return f"{self.provider}:maintenance-{what}"
+
     def _notice(self, answer: Answer, kind: Kind, what: str, remaining: float | None) -> Notice:
         return Notice(
             provider=self.provider,
-            event_id=f"{self.provider}:maintenance-{what}",
+            event_id=self._id(what),
             kind=kind,
             level=Level.ADVISE,
             source="instance/maintenance-event",
@@ -112,7 +118,7 @@ class Gce(Provider):
         self._preempted = PreemptedWatch(self.name, settings, wishes.preemption_notice_s)
         self._watches: Sequence[MetadataWatch] = (
             self._preempted,
-            MaintenanceWatch(self.name, settings, wishes.notice_s, surroundings.lead),
+            MaintenanceWatch(self.name, settings, wishes.notice_s, surroundings),
             StopWatch(self.name, settings),
             UpcomingWatch(self.name, settings, wishes.upcoming_interval, surroundings.lead),
         )
