@@ -65,7 +65,7 @@ def measured(python: Path, number: int, how: str, *, with_daemon: bool) -> tuple
             server.announce(notice(remaining=3600.0))
         environment = {**os.environ, "PREEMPTD_LINK": server.path if with_daemon else ""}
         done = subprocess.run(
-            [python, "-c", ASKS, str(number), how], env=environment, check=True, capture_output=True, text=True
+            [python, "-I", "-c", ASKS, str(number), how], env=environment, check=True, capture_output=True, text=True
         )
     read, ask = map(float, done.stdout.split())
     return read, ask
@@ -73,6 +73,6 @@ def measured(python: Path, number: int, how: str, *, with_daemon: bool) -> tuple
 
 def import_us(python: Path, times: int) -> float:
     """Return the microseconds of the fastest of *times* imports, each in an interpreter of its own."""
-    command = [str(python), "-X", "importtime", "-c", "import preemptd"]
+    command = [str(python), "-I", "-X", "importtime", "-c", "import preemptd"]
     errors = (subprocess.run(command, check=True, capture_output=True, text=True).stderr for _ in range(times))
     return min(float(re.findall(r"\|\s+(\d+) \| preemptd$", error, re.MULTILINE)[0]) for error in errors)

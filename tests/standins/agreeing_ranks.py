@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 
 import torch
 import torch.distributed as dist
@@ -79,10 +80,10 @@ def play_apart() -> None:
     os._exit(0)  # the others may be dead, and the store as well
 
 
-def rank(number: int, options: argparse.Namespace, address: str) -> None:
+def rank(number: int, options: argparse.Namespace, addresses: "SimpleQueue[str]") -> None:
     torch.set_num_threads(1)
     preemptd.should_preempt()
-    dist.init_process_group("gloo", init_method=address, rank=number, world_size=options.ranks)
+    dist.init_process_group("gloo", init_method=addresses.get(), rank=number, world_size=options.ranks)
     if options.apart:
         play_apart()
     play(options.rounds, random.Random(options.seed + number))
@@ -97,15 +98,18 @@ def main() -> None:
     parser.add_argument("--file", help="of a FileStore, instead of a TCPStore")
     parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()
-    # Kept open here, so that the port is ours alone, for the ranks' whole life.
-    store = None if options.file else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    if store is not None:
+    if not options.file:
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")  # as torchrun has it: no rank serves the store
-    address = f"file://{options.file}" if store is None else f"tcp://127.0.0.1:{store.port}"
     fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=rank, args=(number, options, address)) for number in range(options.ranks)]
+    addresses: SimpleQueue[str] = fork.SimpleQueue()
+    ranks = [fork.Process(target=rank, args=(number, options, addresses)) for number in range(options.ranks)]
     for process in ranks:
         process.start()
+    # Kept open here, so that the port is ours alone, for the ranks' whole life; and made only now, for its server is a
+    # thread, and a fork in the middle of what a thread does waits for its locks for ever.
+    store = None if options.file else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in ranks:
+        addresses.put(f"file://{options.file}" if store is None else f"tcp://127.0.0.1:{store.port}")
     for process in ranks:
         process.join()
     sys.exit(any(process.exitcode for process in ranks))

@@ -5,6 +5,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 
 import torch
 import torch.distributed as dist
@@ -39,9 +40,9 @@ def measure(ask: Callable[[], bool], calls: int, rounds: int) -> list[float]:
     return took
 
 
-def rank(number: int, ranks: int, port: int, rounds: int) -> None:
+def rank(number: int, ranks: int, ports: "SimpleQueue[int]", rounds: int) -> None:
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    store = dist.TCPStore("127.0.0.1", ports.get(), is_master=False)
     dist.init_process_group("gloo", store=store, rank=number, world_size=ranks)
     ways = {"agree()": agree, "all_reduce": all_reduce, "broadcast": broadcast}
     took = {name: measure(ask, CALLS[name], rounds) for name, ask in ways.items()}
@@ -53,11 +54,15 @@ def rank(number: int, ranks: int, port: int, rounds: int) -> None:
 
 def main() -> None:
     ranks, rounds = int(sys.argv[1]), int(sys.argv[2])
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=rank, args=(number, ranks, store.port, rounds)) for number in range(ranks)]
+    ports: SimpleQueue[int] = fork.SimpleQueue()
+    processes = [fork.Process(target=rank, args=(number, ranks, ports, rounds)) for number in range(ranks)]
     for process in processes:
         process.start()
+    # Only now: its server is a thread, and a fork in the middle of what a thread does waits for its locks for ever.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in processes:
+        ports.put(store.port)
     for process in processes:
         process.join()
     sys.exit(any(process.exitcode for process in processes))
