@@ -110,7 +110,9 @@ def _provider(line: Line) -> str:
 
 def _notice(line: Line) -> str:
     acted = "" if line["acted"] else f": not acted on, {line['why']}"
-    what = f"{line['kind']} in {_seconds(line['grace'])}"
+    left = line["grace"]
+    when = f"was due {_seconds(-left)} ago" if isinstance(left, (int, float)) and left < -1 else f"in {_seconds(left)}"
+    what = f"{line['kind']} {when}"
     if line.get("meaning") == "stopped" and line["kind"] == "requested":
         what = "somebody stops this job, it does not come back"
     return f"NOTICE from {line['provider']}: {what} ({line['source']}){acted}"

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from preemptd.events import Event, NoticeArrived, NoticeRevoked, WatchChanged
-from preemptd.notices import PUT_OFF, STALE_AFTER, Level, Notice
+from preemptd.notices import OUTLIVED_AFTER, PUT_OFF, STALE_AFTER, Level, Notice
 from preemptd.provider import Observation, State
 
 TIGHTENED = 10.0
@@ -68,8 +68,8 @@ def _not_old(notice: Notice) -> Notice:
 
 
 def _is_another(before: Notice, now: Notice) -> bool:
-    """Say whether *before*, when it was last seen, is long over, and *now* is to come: some keys keep an old time."""
-    return _end(before) < now.observed - STALE_AFTER and _end(now) > now.observed
+    """Say whether *before*, as it was last seen, was outlived, and *now* is to come: a new time is written over it."""
+    return _end(before) < now.observed - OUTLIVED_AFTER and _end(now) > now.observed
 
 
 def _is_news(before: Notice, now: Notice) -> bool:

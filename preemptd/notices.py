@@ -6,6 +6,8 @@ from enum import Enum
 
 STALE_AFTER = 300.0
 """A deadline that had passed longer ago than this at first sight is recorded, not acted on: EC2 leaves old ones."""
+OUTLIVED_AFTER = 60.0
+"""Seconds past its deadline after which a machine that is still here has outlived a notice: platforms are late."""
 PUT_OFF = 60.0
 """Seconds by which the date of maintenance must move away from us to count as another one."""
 AFTER_REVOCATION = 60.0

@@ -9,14 +9,11 @@ from preemptd.escalating import EXPIRES_AFTER, Escalating
 from preemptd.escalation import NOTIFIED, Escalation, deadline_of
 from preemptd.events import Event, LinkAsked, NoticeArrived, NoticeRevoked, SignalArrived, WatchChanged
 from preemptd.model import Outcome
-from preemptd.notices import Meaning, Notice
+from preemptd.notices import OUTLIVED_AFTER, Meaning, Notice
 from preemptd.parts import Parts, Supervised, Timers
 from preemptd.supervision import STOPS
 from preemptd.targets.terminal import can_be_resumed, stop_own_group
 from preemptd.watching import Watching
-
-OUTLIVED_AFTER = 60.0
-"""Seconds past its deadline after which a machine that is still here has outlived a notice: platforms are late."""
 
 
 @dataclass(frozen=True, slots=True)

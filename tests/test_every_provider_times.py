@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preemptd.notices import Notice
-from preemptd_providers._deadline_text import seconds_left
+from preemptd_providers._deadline_text import end_of
 from tests.every_provider import SOURCES, Source, iso, rfc1123
 from tests.every_world import ExecWorld, SiteWorld, at_site
 
@@ -131,4 +131,4 @@ def test_a_command_that_writes_no_time_or_a_mistake_is_counted_with_the_grace(te
 def test_milliseconds_are_no_form_and_never_a_day_of_the_eighteenth_century() -> None:
     now = datetime(2026, 11, 20, tzinfo=timezone.utc)
 
-    assert seconds_left("1793120100123", now, timezone.utc) is None
+    assert end_of("1793120100123", now, timezone.utc) is None

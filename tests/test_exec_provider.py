@@ -46,7 +46,13 @@ def test_the_statuses_may_be_others() -> None:
 
 @pytest.mark.parametrize(
     ("said", "left"),
-    [("echo 90; echo more", 90.0), ("true", None), ("echo soon", None), ("yes | head -c 100000", None)],
+    [
+        ("echo 90; echo more", 90.0),
+        ("true", None),
+        ("echo soon", None),
+        ("yes | head -c 100000", None),
+        ("echo 90; yes | head -c 3000000", 90.0),
+    ],
 )
 def test_its_first_line_may_say_how_much_time_is_left(said: str, left: float | None) -> None:
     notice = watch_of(f"{said}; exit 75").observe().notice

@@ -113,6 +113,7 @@ def test_a_deadline_goes_by_the_servers_clock_and_has_the_usual_forms(page: Page
     notice = notice_of(look(watch_of(url=page.url, notice="end", clear="none", deadline='"end": "([^"]*)"', zone=zone)))
 
     assert notice.remaining == 90.0
+    assert (notice.deadline is None) is (text == "90")
 
 
 @pytest.mark.parametrize("end", ["soon", "Wed, 18 May 2033 11:34:50 CST", "18 May 2033 04:34:50 CET"])
@@ -217,6 +218,9 @@ NOT_WHOLE = {
     "no expression": ({"notice": "("}, "no regular expression"),
     "no group": ({"deadline": "end"}, "needs a group"),
     "no zone": ({"zone": "CST"}, "no zone"),
+    "a zone too far": ({"zone": "+25:00"}, "they reach from -12:00 to [+]14:00"),
+    "a zone of 61 minutes": ({"zone": "+08:61"}, "they reach from -12:00 to [+]14:00"),
+    "a header that frames": ({"headers": {"Content-length": "5"}}, "Content-length frames a request"),
     "https": ({"url": "https://x/"}, "url"),
     "no url": ({"url": "x"}, "url"),
     "another key": ({"notices": "x"}, "notices"),

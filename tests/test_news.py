@@ -124,6 +124,11 @@ def word(event: Event) -> str:
             id="also if it was acted on, hours ago",
         ),
         pytest.param(
+            [notice(), notice(observed=1179.0), notice(observed=1181.0, remaining=-61.0), notice(observed=1182.0)],
+            [["+stand:1", "up"], [], [], ["-stand:1", "+stand:1"]],
+            id="a minute after its end, in which platforms are late",
+        ),
+        pytest.param(
             [notice(observed=1000.0 + 60 * n) for n in range(12)],
             [["+stand:1", "up"], *[[]] * 11],
             id="a time that rolls on for long is none",

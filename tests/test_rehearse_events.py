@@ -127,6 +127,10 @@ def test_a_hibernation_is_given_no_time_and_its_rehearsal_ends_all_the_same(tmp_
         (["--grace", "0"], "preemptd: --grace 0 cannot be rehearsed: seconds, more than 0 and at most 3600"),
         (["--grace", "1e9"], "preemptd: --grace 1e+09 cannot be rehearsed: seconds, more than 0 and at most 3600"),
         (
+            ["--event", "scheduled", "--lead", "1e9"],
+            "preemptd: --lead 1e+09 cannot be rehearsed: at most 3600 seconds",
+        ),
+        (
             ["--event", "scheduled", "--lead", "0"],
             "preemptd: --lead 0 leaves no time between the notice and --event scheduled",
         ),

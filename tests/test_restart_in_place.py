@@ -152,6 +152,19 @@ def test_what_was_outlived_and_is_announced_anew_is_told_again(tmp_path: Path) -
     assert "not started again: --restart 1 is used up" in watch.texts()
 
 
+def test_what_was_outlived_and_is_announced_for_a_later_time_is_told_again(tmp_path: Path) -> None:
+    with FaultyEc2(grace=-58.0) as ec2, Restarting(tmp_path, ec2, "--restart", "1") as watch:
+        watch.preempt()
+        watch.await_line("outlived")
+        watch.await_said("ready", 2)
+        ec2.announcement.deadline = time.time() + 120
+        status = watch.wait()
+
+    assert status == 75
+    assert [line["acted"] for line in watch.lines("notice")] == [True, True]
+    assert len(watch.lines("told")) == 2
+
+
 def test_what_is_announced_for_a_later_time_meanwhile_holds_the_next_attempt(tmp_path: Path) -> None:
     with FaultyEc2(grace=-45.0) as ec2, Restarting(tmp_path, ec2, last=2) as watch:
         watch.await_said("ready")

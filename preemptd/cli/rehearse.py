@@ -25,7 +25,7 @@ _ENVIRONMENT_KEYS = ("AWS_EC2_METADATA_DISABLED", "NO_GCE_CHECK")
 
 
 LONGEST = 3600.0
-"""Seconds of ``--grace``: what is further away is believed to be a mistake by the providers of the clouds."""
+"""Seconds of ``--grace`` and ``--lead``: the providers of the clouds take what is further away for a mistake."""
 
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="-- COMMAND...", help="What to rehearse with.", show_default=False)
@@ -112,6 +112,8 @@ def _wishes(flags: Mapping[str, object], platform: str, event: str) -> "Settings
         raise ConfigError(f"--event {event} is advice, of which nobody is told; --act-on {played.advice} would tell")
     if wishes.grace is not None and not 0 < wishes.grace <= LONGEST:
         raise ConfigError(f"--grace {wishes.grace:g} cannot be rehearsed: seconds, more than 0 and at most {LONGEST:g}")
+    if wishes.lead > LONGEST:
+        raise ConfigError(f"--lead {wishes.lead:g} cannot be rehearsed: at most {LONGEST:g} seconds")
     if wishes.lead <= 0 and played.grace is None:
         raise ConfigError(f"--lead {wishes.lead:g} leaves no time between the notice and --event {event}")
     if wishes.grace is not None:

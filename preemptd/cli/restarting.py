@@ -98,7 +98,7 @@ def start_again(made: Made, daemon: "Daemon", ending: "Ending", settled: "Settle
 
 
 def _when(pause: float, daemon: "Daemon") -> str:
-    from preemptd.outliving import OUTLIVED_AFTER
+    from preemptd.notices import OUTLIVED_AFTER
 
     if not daemon.is_in_escalation:
         return f"in {pause:.0f} s"

@@ -6,7 +6,7 @@ from typing import Literal
 from preemptd.discretion import discreet
 from preemptd.notices import Kind, Level, Notice
 from preemptd.provider import Options, Surroundings
-from preemptd_providers._deadline_text import seconds_left
+from preemptd_providers._deadline_text import End, end_of
 
 FURTHEST_SECONDS = 30 * 86400.0  # a time further away is a mistake: less time is the safe thing to count with
 SHOWN = 60
@@ -33,8 +33,8 @@ class Announcer:
         self._warn = surroundings.warn
         self._has_warned = False
 
-    def notice(self, source: str, observed: float, left: float | None, detail: str) -> Notice:
-        """Make it; *left* is what `left` has returned."""
+    def notice(self, source: str, observed: float, end: End, detail: str) -> Notice:
+        """Make it; *end* is what `end` has returned."""
         return Notice(
             provider=self._provider,
             event_id=f"{self._provider}:{self._kind}",
@@ -42,23 +42,24 @@ class Announcer:
             level=self._level,
             source=source,
             observed=observed,
-            remaining=left,
+            remaining=end.left,
+            deadline=end.moment,
             act_within=self._lead if self._level is Level.ADVISE else None,
             detail=detail,
         )
 
-    def left(self, text: str, now: datetime, zone: timezone) -> float | None:
-        """Read the seconds that are left from *text*, which may be empty; None: nobody says.
+    def end(self, text: str, now: datetime, zone: timezone) -> End:
+        """Read the end from *text*, which may be empty.
 
         Says once what cannot be read: else a wrong format would show itself by a training that had too little time.
         """
-        left = seconds_left(text, now, zone)
-        if left is None and text:
+        end = end_of(text, now, zone)
+        if end is None and text:
             self._complain(text, "neither a time nor a number of seconds")
-        if self._level is Level.ACT and left is not None and left > FURTHEST_SECONDS:
+        if end is not None and end.left is not None and self._level is Level.ACT and end.left > FURTHEST_SECONDS:
             self._complain(text, f"more than {FURTHEST_SECONDS / 86400:.0f} days away")
-            left = None
-        return self._usual if left is None else left
+            end = None
+        return End(self._usual, None) if end is None else end
 
     def _complain(self, text: str, why: str) -> None:
         if self._has_warned:

@@ -3,6 +3,7 @@
 import email.utils
 import re
 from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
 
 _SECONDS = re.compile(r"[0-9]{1,10}(?:\.[0-9]{1,9})?")
 _FRACTION = re.compile(r"[.,][0-9]{1,9}(?=Z|[+-]|$)")  # nanoseconds are too much for Python 3.10, and for anybody
@@ -19,11 +20,21 @@ _ZONE = re.compile(r"([+-])([0-9]{2}):([0-9]{2})")
 BELIEVED_SECONDS = 3600.0
 """No cloud announces the end of a machine earlier than this: a time further away is a mistake, and less time is the
 safe thing to count with."""
+FURTHEST_ZONE = timedelta(hours=14)
 EPOCH_FROM = 10_000_000.0
 """A number as large as this is a moment in Unix seconds (from 1970-04-26 on), a smaller one is what is left."""
 
 
-def seconds_left(text: str, now: datetime, zone: timezone) -> float | None:
+class End(NamedTuple):
+    """The end of a machine."""
+
+    left: float | None
+    """Seconds; None: nobody says."""
+    moment: datetime | None
+    """None: the source says how long it is, and not when."""
+
+
+def end_of(text: str, now: datetime, zone: timezone) -> End | None:
     """Read *text*: ISO 8601, RFC 1123, Unix seconds, or the seconds that are left; None: it is none of them.
 
     Args:
@@ -32,11 +43,11 @@ def seconds_left(text: str, now: datetime, zone: timezone) -> float | None:
         zone: that of a moment that names none.
     """
     text = text.strip()
-    if _SECONDS.fullmatch(text):
-        number = float(text)
-        return number if number < EPOCH_FROM else number - now.timestamp()
-    moment = moment_of(text, zone)
-    return None if moment is None else (moment - now).total_seconds()
+    number = float(text) if _SECONDS.fullmatch(text) else None
+    if number is not None and number < EPOCH_FROM:
+        return End(number, None)
+    moment = moment_of(text, zone) if number is None else datetime.fromtimestamp(number, timezone.utc)
+    return None if moment is None else End((moment - now).total_seconds(), moment)
 
 
 def rfc3339(text: str) -> datetime | None:
@@ -52,6 +63,8 @@ def zone_of(text: str) -> timezone:
     if match is None:
         raise ValueError("no zone: write +08:00, or Z")
     offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    if offset > FURTHEST_ZONE or int(match[3]) >= 60:
+        raise ValueError("no zone: they reach from -12:00 to +14:00")
     return timezone(-offset if match[1] == "-" else offset)
 
 

@@ -22,6 +22,9 @@ LONGEST_COMMAND = 64 * 1024
 """Bytes; the kernel takes no argument of more than 128 KiB."""
 LONGEST_OUTPUT = 4 * 1024
 """Bytes: the first that it says, and the last that it complains of."""
+READ_AT_ONCE = 64 * 1024
+BREATH = 0.005
+"""Seconds after each of these: 13 MB are read in one."""
 LONGEST_COMPLAINT = 200
 """Characters of its last line on stderr, which tells people why nothing is known."""
 MEANINGS = {126: ", cannot be executed", 127: ", not found"}
@@ -120,7 +123,7 @@ class CommandWatch(Watch):
             ended = _has_ended(process)  # asked first: what it has said by then is in the pipe
             ready = poll.poll(0 if ended else min(pause, left) * 1000)
             for stream, _ in ready:
-                got = os.read(stream, LONGEST_OUTPUT)
+                got = os.read(stream, READ_AT_ONCE)
                 whole = said[stream] + got
                 said[stream] = whole[:LONGEST_OUTPUT] if stream == out else whole[-LONGEST_OUTPUT:]
                 if not got:
@@ -129,7 +132,7 @@ class CommandWatch(Watch):
                 break
             pause = SHORTEST_PAUSE if ready else min(2 * pause, LONGEST_PAUSE)
             if ready and len(said[out]) >= LONGEST_OUTPUT:
-                time.sleep(LONGEST_PAUSE)  # one that says without end is not to have all of our time
+                time.sleep(BREATH)  # one that says without end is not to have all of our time
         return said[out], said[err]
 
     def _end(self, process: "subprocess.Popen[bytes]") -> int | None:
@@ -155,8 +158,8 @@ class CommandWatch(Watch):
     def _notice(self, output: bytes) -> Notice:
         text = output.decode(errors="replace")
         first, _, _ = text.strip().partition("\n")
-        left = self._announcer.left(first, datetime.now(timezone.utc), timezone.utc)
-        return self._announcer.notice("the command's exit status", time.monotonic(), left, text)
+        end = self._announcer.end(first, datetime.now(timezone.utc), timezone.utc)
+        return self._announcer.notice("the command's exit status", time.monotonic(), end, text)
 
 
 class Exec(Provider):

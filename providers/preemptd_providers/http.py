@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from preemptd.provider import Observation, Options, Provider, Surroundings, Watch
 from preemptd_providers._announcing import FURTHEST_SECONDS, Announcer, Announcing
-from preemptd_providers._deadline_text import zone_of
+from preemptd_providers._deadline_text import End, zone_of
 from preemptd_providers._identity import ProvenWatch
 from preemptd_providers._metadata import DETAIL_LIMIT, Answer, Client, load_http, public
 
@@ -34,10 +34,16 @@ def _url(text: str) -> str:
     return text
 
 
+FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
+"""Headers by which a server knows where a request ends: a wrong one has it wait for more."""
+
+
 def _headers(named: Mapping[str, str]) -> Mapping[str, str]:
     for name, value in named.items():
         if not _HEADER.fullmatch(name):
             raise ValueError(f"{name!r:.60} is no name of a header")
+        if name.lower() in FRAMING:
+            raise ValueError(f"{name} frames a request, and is not yours to send: leave it out")
         if not _LINE.fullmatch(value) or not value.strip():
             raise ValueError(f"the value of {name:.60} is empty, or not one line of Latin-1")
     return named
@@ -127,18 +133,18 @@ class PageWatch(ProvenWatch):
         # (.*)end takes sixteen times as long for four times the text, and nothing else runs meanwhile: 12 s for 64 KiB.
         wishes, text = self._options, answer.detail
         if re.search(wishes.notice, text):
-            left = self._left(text, answer.date or datetime.now(timezone.utc))
-            return Observation.of(self._announcer.notice(public(wishes.url), answer.observed, left, text))
+            end = self._end(text, answer.date or datetime.now(timezone.utc))
+            return Observation.of(self._announcer.notice(public(wishes.url), answer.observed, end, text))
         if len(answer.text) > len(text):
             raise answer.malformed(f"`notice` is not in the first {DETAIL_LIMIT // 1024} KiB, and there is more")
         if wishes.clear is not None and re.search(wishes.clear, text):
             return Observation.clear()
         raise answer.malformed("neither `notice` nor `clear` is found in it")
 
-    def _left(self, text: str, now: datetime) -> float | None:
+    def _end(self, text: str, now: datetime) -> End:
         wishes = self._options
         found = None if wishes.deadline is None else re.search(wishes.deadline, text)
-        return self._announcer.left((found and found[1]) or "", now, zone_of(wishes.zone))
+        return self._announcer.end((found and found[1]) or "", now, zone_of(wishes.zone))
 
     def _identify(self) -> None:
         wishes = self._options
