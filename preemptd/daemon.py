@@ -12,7 +12,7 @@ from signal import Signals
 from preemptd.answering import Answering
 from preemptd.errors import CommandError, place_of
 from preemptd.escalating import Escalating
-from preemptd.escalation import Step, Timing
+from preemptd.escalation import Timing
 from preemptd.events import (
     Event,
     LedgerWritten,
@@ -32,6 +32,7 @@ from preemptd.events import (
     TargetExited,
     WatchChanged,
 )
+from preemptd.first_term import FirstTerm
 from preemptd.model import Outcome
 from preemptd.notices import Meaning, Notice
 from preemptd.outliving import Holding, Outliving
@@ -69,9 +70,8 @@ class Daemon:
         self._escalating = Escalating(parts, self._timers, timing, self._telling)
         self._answering = Answering(parts, self._timers, supervision, self._watching, self._telling, self._escalating)
         self._holding = Holding(parts, self._timers, self._watching, self._escalating)
+        self._first_term = FirstTerm(self._escalating, self._telling)
         self._outcome: Outcome | None = None
-        self._terminated_in = 0
-        """Number of the escalation in which SIGTERM has come to us."""
         self._sent_away = False
         """The command has ended, and somebody does not want us to wait for those who still save."""
         self.called_off = False
@@ -152,7 +152,7 @@ class Daemon:
     def _notice(self, notice: Notice | None) -> None:
         if notice is not None:
             self._escalating.notice(notice)
-            self._supervision.give(notice)
+            self._supervision.give(notice, self._first_term.was_announced)
 
     def _scanned(self, event: Scanned) -> None:
         self._telling.scanned(event.processes)
@@ -224,15 +224,11 @@ class Daemon:
             self._sent_away = True
             self._take_outcome(self._supervision.signal(event))
             return
-        escalation = self._escalating.current
         terminated = event.signum is Signals.SIGTERM and (len(self._telling.roll) > 0 or self._parts.nodes.reached)
-        if terminated and escalation is not None and self._terminated_in != escalation.number:
-            # The machine goes, as it was announced: who saves goes on saving. A second SIGTERM is somebody's wish.
-            self._terminated_in = escalation.number
-            self._telling.insist(Step.TERM)
+        if terminated and self._first_term.take():
             return
         self._sent_away = self._outcome is not None and event.signum in STOPS
-        if self._sent_away and escalation is None:
+        if self._sent_away and self._escalating.current is None:
             self._telling.agents.pass_on(event.signum, self._telling.selection)
         self._take_outcome(self._supervision.signal(event))
 

@@ -167,9 +167,12 @@ class Escalating:
                 self._telling.begin(self.current)
             self._progress()
         else:
+            named = self.current.first.event_id
             self.current = self.current.joined(notice, self._timers.now())
             if not self._holding:
                 self._telling.update(self.current)
+            if named == notice.event_id != self.current.first.event_id:  # put off: nobody hears of it any more
+                self._parts.link.announce({"type": "revoked", "event_id": named})
         self._advice.became(notice, self.current)
         self._parts.nodes.inform(self.current)
         self._plan()

@@ -73,7 +73,7 @@ class Fleet:
     def note(self, signum: Signals) -> None:
         self.unheard.append(signum)
 
-    def give(self, notice: Notice) -> None:
+    def give(self, notice: Notice, was_announced: Callable[[], bool]) -> None:
         pass
 
     def children(self) -> Outcome | None:

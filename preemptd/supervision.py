@@ -93,12 +93,13 @@ class Supervision:
         """Hold back a signal that was made a notice of; only a SIGTERM may be meant for the command after all."""
         self._terminated = self._terminated or signum is Signals.SIGTERM
 
-    def give(self, notice: Notice) -> None:
+    def give(self, notice: Notice, was_announced: Callable[[], bool]) -> None:
         """Pass on what was held back, if *notice* says that it was but somebody's wish, and sent to us alone."""
         if notice.meaning is Meaning.UNDECIDED or notice.level is Level.ADVISE:
             return
         terminated, self._terminated = self._terminated, False
-        if terminated and notice.meaning is Meaning.STOPPED and Signals.SIGTERM not in notice.already_sent:
+        wished = terminated and notice.meaning is Meaning.STOPPED and Signals.SIGTERM not in notice.already_sent
+        if wished and not was_announced():
             self._target.forward(Signals.SIGTERM)
 
     def _stop_held(self, signum: Signals) -> Outcome | None:

@@ -24,7 +24,7 @@ from preemptd_providers.slurm.inspection import Expectations, Inspection
 from preemptd_providers.slurm.job import Job, job_of
 from preemptd_providers.slurm.pace import Pace
 from preemptd_providers.slurm.polling import JobWatch, NodeWatch
-from preemptd_providers.slurm.requeueing import delay, refusal, requeue
+from preemptd_providers.slurm.requeueing import WISHES, delay, refusal, requeue
 
 NODE_INTERVAL_FACTOR = 10
 """Looks at the job for each look at its node."""
@@ -220,7 +220,16 @@ class Slurm(Provider):
 
     def _verdict(self, conclusion: Conclusion) -> Verdict | None:
         """Return what ended the job; None: it has ended by itself."""
-        return self._attempt.verdict or (OF_OTHERS if conclusion.preempted else None)
+        own, others = self._attempt.verdict, conclusion.acted - {self._attempt.event_id}
+        if not conclusion.preempted:
+            return own
+        if own is None:
+            return OF_OTHERS
+        if not others or own.kind not in {Kind.REQUESTED, Kind.TIME_LIMIT}:
+            return own
+        # A drill, or a SIGTERM to all, beside the end that another provider has announced: that is why it ends.
+        wanted = own.meaning is Meaning.PREEMPTED and WISHES[own.kind] in self._wishes.on
+        return own if wanted else OF_OTHERS
 
     def _look_again(self, end: float) -> None:
         """See whether somebody has cancelled the job in the meantime; try for as long as there is time.
