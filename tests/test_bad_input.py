@@ -55,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -164,6 +165,7 @@ def test_a_variable_that_cannot_be_used(folder: Path, env: Mapping[str, str], sa
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["watch", "rehearse"])
 @pytest.mark.parametrize(
     ("command", "status"),

@@ -25,6 +25,8 @@ from preemptd.runs.roster import Entry, Roster
 from tests.serving import Serving
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 FILE = 'provider = ["file"]\ngrace = 20\nno_wandb = true\n'
 CODE = 75
 ENDED = ProcessId(os.getpid(), 1)

@@ -12,6 +12,8 @@ from tests.doctors import Diagnosis, doctor, run_doctor
 from tests.linking import short_directory
 from tests.serving import Serving, Training
 
+pytestmark = pytest.mark.slow
+
 FILE = 'provider = ["file"]\ngrace = 20\nno_wandb = true\n'
 
 

@@ -12,6 +12,8 @@ from tests.metadata_server import Fault, FaultyEc2, FaultyGce, hang, status
 from tests.test_watch import on_ec2, on_gce
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short() -> Iterator[Path]:

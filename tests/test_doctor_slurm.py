@@ -14,6 +14,8 @@ from tests.conftest import ROOT
 from tests.doctors import Diagnosis, doctor, run_doctor, running
 from tests.watching import trainer
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "slurm.md").read_text()
 SOURCE = "".join((ROOT / "preemptd" / "diagnosis" / name).read_text() for name in ("slurm.py", "slurm_settings.py"))
 

@@ -10,6 +10,8 @@ from tests.linking import short_directory
 from tests.test_doctor_slurm import IN_A_JOB, PARTITION, Slurm
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 IN_A_STEP = {**IN_A_JOB, "SLURM_STEP_ID": "0"}
 NO_GRACE, GRACE = PARTITION.format("low", 0, "REQUEUE"), PARTITION.format("low", 120, "REQUEUE")
 

@@ -15,6 +15,8 @@ from tests.doctors import doctor, run_doctor
 from tests.standins.wandb_core_process import CoreStandIn, core_stand_ins
 from tests.waiting import wait_until
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 

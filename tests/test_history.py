@@ -21,6 +21,8 @@ from tests.test_metrics import on_ec2
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 NOTHING_KEPT = "no notice was acted on, says "
 
 

@@ -19,6 +19,8 @@ from tests.serving import Serving
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 GRACE = 20.0
 NOTE = "env | grep ^PREEMPTD_ > {0}.part; mv {0}.part {0}"
 """Writes down what a hook was told; the file is there when it is whole."""

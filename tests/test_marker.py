@@ -371,11 +371,12 @@ def test_a_core_in_another_mount_namespace_is_reached(tmp_path: Path, marker: Ma
 def test_a_port_of_another_network_namespace_is_named_and_never_spoken_to(
     tmp_path: Path, marker: Marker, heard: Heard
 ) -> None:
-    core = CoreStandIn(tmp_path / "core", options=["--tcp"], namespaces=["--net"], inside="ip link set lo up")
-    with closing(core), socket.socket() as ours:
-        ours.bind(("127.0.0.1", int(core.wait_ready().address)))
-        ours.listen()
-        ours.setblocking(False)
+    ours = socket.create_server(("127.0.0.1", 0))
+    ours.setblocking(False)
+    options = [f"--tcp={ours.getsockname()[1]}"]
+    core = CoreStandIn(tmp_path / "core", options=options, namespaces=["--net"], inside="ip link set lo up")
+    with closing(core), ours:
+        core.wait_ready()
         core.order("open abc")
         marker.look([core.process()])
         marker.mark(1)

@@ -19,6 +19,8 @@ from tests.linking import short_directory
 from tests.signal_files import notice_of, surroundings, watch_of
 from tests.watching import PREEMPTD, Watch, environment, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short() -> Iterator[Path]:

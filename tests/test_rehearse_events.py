@@ -11,6 +11,8 @@ from preemptd.rehearsal.clouds import CLOUDS
 from tests.rehearsing import rehearse, report
 from tests.watching import read_lines, trainer
 
+pytestmark = pytest.mark.slow
+
 KINDS = {
     "ec2": {
         "terminate": "terminate",

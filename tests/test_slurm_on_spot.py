@@ -15,6 +15,8 @@ from tests.test_watch import on_ec2
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 CLOUD = 60.0
 """Seconds that EC2 leaves; SLURM leaves a third or three times as much: on a busy machine, too, they are told apart."""
 

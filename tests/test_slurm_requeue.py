@@ -13,6 +13,8 @@ from preemptd_providers.slurm.provider import Slurm
 from preemptd_providers.slurm.requeueing import refusal
 from tests.slurm_world import SlurmWorld, row
 
+pytestmark = pytest.mark.slow
+
 ENDED = Conclusion(Outcome(0), preempted=True)
 ALL = Requeue()
 

@@ -15,6 +15,8 @@ from tests.slurm_world import SlurmWorld, row
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 LONG = row(end=36_000)
 
 

@@ -19,6 +19,8 @@ from tests.waiting import wait_until
 from tests.watching import PREEMPTD, Watch, environment, trainer
 from tests.webhook_server import SECRET, WebhookServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ec2() -> Iterator[FaultyEc2]:

@@ -1,4 +1,4 @@
-"""A process that speaks wandb-core's frames: python wandb_core.py DIRECTORY [--tcp] [--not-listening] MODE
+"""A process that speaks wandb-core's frames: python wandb_core.py DIRECTORY [--tcp=PORT] [--not-listening] MODE
 
 It listens on DIRECTORY/socket, prints ``ready ADDRESS``, then one JSON line for every whole frame that it reads. MODE:
 good answers; uploads never says of a run that was ended that all is uploaded; silent never answers; full has a backlog
@@ -95,8 +95,8 @@ def serve(connection: socket.socket) -> None:
 
 
 def listen() -> tuple[socket.socket, str]:
-    if "--tcp" in sys.argv:
-        listener = socket.create_server(("127.0.0.1", 0))
+    if port := next((word.removeprefix("--tcp=") for word in sys.argv if word.startswith("--tcp=")), None):
+        listener = socket.create_server(("127.0.0.1", int(port)))
         return listener, str(listener.getsockname()[1])
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(DIRECTORY / "socket"))
