@@ -15,7 +15,7 @@ from preemptd.runs import transaction_log
 from preemptd.runs.run_settings import RunSettings
 from tests.lab.wandb_backend import API_KEY, WandbBackend
 from tests.lab.wandb_ending import CODE, WAYS, Ending
-from tests.lab.wandb_watching import every_version, patient, quickly
+from tests.lab.wandb_watching import every_version, patient, quickly, stop
 from tests.waiting import wait_until
 
 pytestmark = patient
@@ -208,7 +208,7 @@ def test_a_core_that_is_stuck_to_the_end_is_gone_past(start: Start, backend: Wan
     run_id = ending.wait_ready()
     ending.mark()
     core = ending.core()
-    os.kill(core, signal.SIGSTOP)
+    stop(core)
     try:
         ending.end()
         repair = ending.mend()

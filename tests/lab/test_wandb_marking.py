@@ -19,7 +19,7 @@ from preemptd.runs import discovery, transaction_log
 from preemptd.runs.core_socket import attach_frame, preempting_frame
 from preemptd.runs.marker import Marker
 from tests.lab.wandb_backend import WandbBackend
-from tests.lab.wandb_watching import PATIENCE, every_version, patient
+from tests.lab.wandb_watching import PATIENCE, every_version, patient, stop
 from tests.waiting import wait_until
 
 STANDINS = Path(__file__).parent.parent / "standins"
@@ -182,7 +182,7 @@ def test_a_stopped_wandb_core_is_marked_once_when_it_goes_on_and_training_with_i
     wait_until(lambda: training.events)
     assert isinstance(training.events[0], RunsFound)
     core = training.events[0].runs[0].core_pid
-    os.kill(core, signal.SIGSTOP)
+    stop(core)
     training.marker.mark(1)
     with pytest.raises(AssertionError, match="not within"):
         wait_until(training.marked, timeout=1)

@@ -92,9 +92,16 @@ def preempting_records(directory: Path, run_id: str) -> int:
     return sum(transaction_log._PREEMPTING in record for record in transaction_log._records(str(path)))
 
 
+def stop(core: int) -> None:
+    """Stop it, and see that it has: a thread that runs on another processor may answer for some moments more."""
+    os.kill(core, signal.SIGSTOP)
+    tasks = Path(f"/proc/{core}/task")
+    wait_until(lambda: all((task / "stat").read_text().rpartition(") ")[2][0] == "T" for task in tasks.iterdir()))
+
+
 @contextmanager
 def stopped(core: int) -> Iterator[None]:
-    os.kill(core, signal.SIGSTOP)
+    stop(core)
     try:
         yield
     finally:
