@@ -16,6 +16,8 @@ from tests.test_watch import on_ec2
 from tests.waiting import wait_until
 from tests.watching import PREEMPTD, Watch, environment, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def short() -> Iterator[Path]:

@@ -13,6 +13,8 @@ from tests.plugin_packages import PluginPackages, plugins
 from tests.waiting import wait_until
 from tests.watching import ROOT, Watch
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["plugins"]
 
 SCRIPTED = """

@@ -11,6 +11,8 @@ from tests.test_watch import on_ec2
 from tests.waiting import wait_until
 from tests.watching import Watch, trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ec2() -> Iterator[FaultyEc2]:

@@ -111,6 +111,7 @@ def documented() -> dict[tuple[str, str], str]:
     return cells
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_each_signal_does_what_the_table_says(situation: str, name: str) -> None:
