@@ -219,6 +219,7 @@ NOT_WHOLE = {
     "no group": ({"deadline": "end"}, "needs a group"),
     "no zone": ({"zone": "CST"}, "no zone"),
     "a zone too far": ({"zone": "+25:00"}, "they reach from -12:00 to [+]14:00"),
+    "a zone too far west": ({"zone": "-13:00"}, "they reach from -12:00 to [+]14:00"),
     "a zone of 61 minutes": ({"zone": "+08:61"}, "they reach from -12:00 to [+]14:00"),
     "a header that frames": ({"headers": {"Content-length": "5"}}, "Content-length frames a request"),
     "https": ({"url": "https://x/"}, "url"),

@@ -9,6 +9,7 @@ from preemptd.cli.compose import run
 from preemptd.cli.jobs import Ended, Job, Made, Restarts
 from preemptd.cli.resuming import starts_agent
 from preemptd.cli.rounds import be_alone, not_again, pause_after, say, stops_noted
+from preemptd.notices import OUTLIVED_AFTER
 from preemptd.resumption.page import Memory
 from preemptd.slurm_job import job_of
 from preemptd.targets.child import Child
@@ -98,8 +99,6 @@ def start_again(made: Made, daemon: "Daemon", ending: "Ending", settled: "Settle
 
 
 def _when(pause: float, daemon: "Daemon") -> str:
-    from preemptd.notices import OUTLIVED_AFTER
-
     if not daemon.is_in_escalation:
         return f"in {pause:.0f} s"
     return f"when the notice is taken back, or {OUTLIVED_AFTER:.0f} s after its deadline"

@@ -20,7 +20,7 @@ _ZONE = re.compile(r"([+-])([0-9]{2}):([0-9]{2})")
 BELIEVED_SECONDS = 3600.0
 """No cloud announces the end of a machine earlier than this: a time further away is a mistake, and less time is the
 safe thing to count with."""
-FURTHEST_ZONE = timedelta(hours=14)
+FIRST_ZONE, LAST_ZONE = timedelta(hours=-12), timedelta(hours=14)
 EPOCH_FROM = 10_000_000.0
 """A number as large as this is a moment in Unix seconds (from 1970-04-26 on), a smaller one is what is left."""
 
@@ -62,10 +62,10 @@ def zone_of(text: str) -> timezone:
         return timezone.utc
     if match is None:
         raise ValueError("no zone: write +08:00, or Z")
-    offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
-    if offset > FURTHEST_ZONE or int(match[3]) >= 60:
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3])) * (-1 if match[1] == "-" else 1)
+    if not FIRST_ZONE <= offset <= LAST_ZONE or int(match[3]) >= 60:
         raise ValueError("no zone: they reach from -12:00 to +14:00")
-    return timezone(-offset if match[1] == "-" else offset)
+    return timezone(offset)
 
 
 def moment_of(text: str, zone: timezone) -> datetime | None:
