@@ -188,6 +188,15 @@ def test_a_server_that_answers_404_to_everything_takes_nothing_back(
     assert watch.observe().state is State.CLEAR
 
 
+def test_a_state_that_is_none_is_the_only_mistake_that_is_named() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Ec2Options.model_validate({"lifecycle": True, "lifecycle_states": ["Terminating"]})
+    with pytest.raises(ValidationError, match="lifecycle_states is empty"):
+        Ec2Options.model_validate({"lifecycle": True, "lifecycle_states": []})
+
+    assert [error["loc"] for error in refused.value.errors()] == [("lifecycle_states", 0)]
+
+
 @pytest.mark.parametrize("wish", [{"lifecycle_s": 600}, {"lifecycle_states": ["Standby"]}])
 def test_a_wish_about_the_lifecycle_without_it_is_a_mistake(wish: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=f"{next(iter(wish))} says nothing without lifecycle = true"):

@@ -35,7 +35,7 @@ class Ec2Options(Options):
     """Seconds between two looks for maintenance that is planned."""
     lifecycle: bool = False
     """What the Auto Scaling group wants of this instance is heard."""
-    lifecycle_states: tuple[Leaving, ...] = Field(default=GOING, min_length=1)
+    lifecycle_states: tuple[Leaving, ...] = GOING
     """The target states that are a notice."""
     lifecycle_s: float | None = Field(default=None, gt=0, le=48 * 3600)
     """Seconds that the group's termination hook gives. None: ``--grace``."""
@@ -45,6 +45,8 @@ class Ec2Options(Options):
         for name in ("lifecycle_s", "lifecycle_states"):
             if name in self.model_fields_set and not self.lifecycle:
                 raise ValueError(f"{name} says nothing without lifecycle = true")
+        if not self.lifecycle_states:  # not min_length, which would be a second error of each word that is none
+            raise ValueError("lifecycle_states is empty: leave it out, or lifecycle")
         return self
 
 
