@@ -61,3 +61,11 @@ def test_every_example_in_the_docs_is_a_file_that_compiles() -> None:
     assert examples
     for example in examples:
         compile(example.read_text(), str(example), "exec")
+
+
+def test_the_layers_of_the_page_are_those_that_are_checked() -> None:
+    page, project = (ROOT / "docs" / "how-it-works.md").read_text(), (ROOT / "pyproject.toml").read_text()
+    (shown,) = re.findall(r"^## The layers$.*?^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (checked,) = re.findall(r"^layers = \[\n(.*?)^\]$", project, re.MULTILINE | re.DOTALL)
+
+    assert [line.partition(":")[0] for line in shown.splitlines()] == re.findall(r'"(.+?)"', checked)
