@@ -33,9 +33,10 @@ def options(directory: Path) -> list[str]:
 
 
 def fell_in_between(watch: Watch, directory: Path) -> bool:
-    """Say whether it died after it had written down whom it would tell, and before it told.
+    """Say whether it died after it had written down whom it would tell, and before it wrote that it had.
 
-    That is the price of never telling twice: a moment of less than a millisecond without W&B.
+    In the first part of that moment nobody was told: the price of never telling twice, less than a millisecond without
+    W&B. In the second part the signal was on its way, and only the journal, which comes after it, is missing.
     """
     record = json.loads((directory / "state" / "run42.json").read_text())
     return bool(record["told"]) and watch.lines("told") == []
@@ -67,7 +68,8 @@ def survives(directory: Path, ec2: FaultyEc2, chance: random.Random) -> None:
     assert status == 75
     assert [line["adopted"] for line in again.lines("started")] == [True]
     assert len(again.lines("told")) == (not first.lines("told") and not between)
-    assert [line["name"] for line in first.said("signal")] == ([] if between else ["SIGUSR1"])
+    signals = [line["name"] for line in first.said("signal")]
+    assert signals == ["SIGUSR1"] or (between and signals == [])
     assert len(first.said("ready")) == len(first.said("exit")) == 1
     assert again.said() == []
 
